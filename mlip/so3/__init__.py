@@ -1,0 +1,13 @@
+"""Mathematics of rotations: harmonics, Clebsch–Gordan tensors, Wigner matrices, sphere grids."""
+
+from mlip.so3.clebsch_gordan import clebsch_gordan
+from mlip.so3.grids import SphereGrid, latitude_longitude_grid, minimal_grid
+from mlip.so3.harmonics import spherical_harmonics
+
+__all__ = [
+    "SphereGrid",
+    "clebsch_gordan",
+    "latitude_longitude_grid",
+    "minimal_grid",
+    "spherical_harmonics",
+]

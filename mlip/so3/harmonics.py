@@ -1,0 +1,95 @@
+"""Real spherical harmonics as polynomials, exact in every derivative.
+
+Order and signs are those of e3nn: y is the polar axis, degree 1 is (x, y, z), index l² + l + m.
+Nothing here knows of graphs or features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mlip.errors import InputError
+
+
+def spherical_harmonics(lmax: int, vectors: Tensor, *, normalize: bool = True) -> Tensor:
+    """Evaluate the real spherical harmonics of degrees 0 to ``lmax``.
+
+    Component normalisation: the 2l+1 components of degree l have squared norm 2l+1 on the unit
+    sphere. Every component is evaluated as a polynomial in x, y, z,
+
+        Y[l, m] = p[l, |m|](y, r²) · {Im (z + ix)^|m| for m < 0, Re (z + ix)^m for m ≥ 0},
+
+    with the three-term recurrence of the associated Legendre functions in l, so nothing is
+    special at the poles.
+
+    Args:
+        lmax: highest degree.
+        vectors: [..., 3], of any length and unit.
+        normalize: take the direction of each vector. A zero vector (or one whose squared length
+            underflows) then has Y[0] = 1, all else 0, and zero derivatives of any order.
+            If false the result is the solid harmonics r^l Y[l], homogeneous polynomials.
+
+    Returns:
+        [..., (lmax+1)²] in the dtype and on the device of ``vectors``.
+
+    Raises:
+        InputError: ``lmax`` is negative or ``vectors`` does not end in 3 components.
+    """
+    if lmax < 0:
+        raise InputError(f"lmax is {lmax}; the highest degree must be 0 or more")
+    if vectors.ndim == 0 or vectors.shape[-1] != 3:
+        raise InputError(f"vectors have shape {tuple(vectors.shape)}; expected [..., 3]")
+    if lmax == 0:
+        return torch.ones_like(vectors[..., :1])
+    components = vectors.movedim(-1, 0).contiguous()  # [3, ...]: long contiguous rows
+    r2: Tensor | float = 1.0
+    if normalize:
+        components = components * _inverse_length(components)
+    elif lmax > 1:
+        r2 = components.square().sum(0)
+    x, y, z = components.unbind(0)
+    return torch.stack(_polynomials(lmax, x, y, z, r2), dim=-1)
+
+
+def _inverse_length(components: Tensor) -> Tensor:
+    """Return 1/r of [3, ...] components; 0 with zero derivatives where r² underflows."""
+    r2 = components.square().sum(0)
+    zero = r2 < torch.finfo(r2.dtype).tiny
+    return r2.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)
+
+
+def _polynomials(lmax: int, x: Tensor, y: Tensor, z: Tensor, r2: Tensor | float) -> list[Tensor]:
+    """List the components in the order l² + l + m."""
+    result: list[Tensor] = [x] * (lmax + 1) ** 2
+    result[0] = torch.ones_like(x)
+    _raise_degree(result, lmax, 0, 0, y, r2)
+    sine, cosine = x, z  # Im and Re of (z + ix)^m
+    for m in range(1, lmax + 1):
+        if m == 2:
+            sine, cosine = 2 * (x * z), (z - x) * (z + x)
+        elif m > 2:
+            sine, cosine = x * cosine + z * sine, z * cosine - x * sine
+        scale = math.sqrt(
+            2 * (2 * m + 1) * math.prod((2 * k - 1) / (2 * k) for k in range(1, m + 1))
+        )
+        for sign, angular in ((-1, sine), (1, cosine)):
+            result[m * m + m + sign * m] = scale * angular
+            _raise_degree(result, lmax, m, sign * m, y, r2)
+    return result
+
+
+def _raise_degree(
+    result: list[Tensor], lmax: int, m: int, order: int, y: Tensor, r2: Tensor | float
+) -> None:
+    """Fill degrees |order|+1 to ``lmax`` of one order from its lowest degree."""
+    for l in range(m + 1, lmax + 1):  # noqa: E741
+        a = math.sqrt((4 * l * l - 1) / (l * l - m * m))
+        value = (a * y) * result[(l - 1) * l + order] if l > 1 else a * y
+        if l > m + 1:
+            b = math.sqrt((2 * l + 1) * ((l - 1) ** 2 - m * m) / ((2 * l - 3) * (l * l - m * m)))
+            below = b * r2
+            value = value - below * result[(l - 2) * (l - 1) + order]
+        result[l * (l + 1) + order] = value
