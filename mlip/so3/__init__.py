@@ -3,11 +3,14 @@
 from mlip.so3.clebsch_gordan import clebsch_gordan
 from mlip.so3.grids import SphereGrid, latitude_longitude_grid, minimal_grid
 from mlip.so3.harmonics import spherical_harmonics
+from mlip.so3.wigner import rotation_to_axis, wigner_matrices
 
 __all__ = [
     "SphereGrid",
     "clebsch_gordan",
     "latitude_longitude_grid",
     "minimal_grid",
+    "rotation_to_axis",
     "spherical_harmonics",
+    "wigner_matrices",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
     return torch.from_numpy(_real_coefficients(l1, l2, l3).copy())
 
 
-@lru_cache(maxsize=None)
+@cache
 def _real_coefficients(l1: int, l2: int, l3: int) -> np.ndarray:
     coupled = np.zeros((2 * l1 + 1, 2 * l2 + 1, 2 * l3 + 1))
     for m1 in range(-l1, l1 + 1):

@@ -36,12 +36,14 @@ def spherical_harmonics(lmax: int, vectors: Tensor, *, normalize: bool = True) -
         [..., (lmax+1)²] in the dtype and on the device of ``vectors``.
 
     Raises:
-        InputError: ``lmax`` is negative or ``vectors`` does not end in 3 components.
+        InputError: ``lmax`` is negative or ``vectors`` are not floating-point [..., 3].
     """
     if lmax < 0:
         raise InputError(f"lmax is {lmax}; the highest degree must be 0 or more")
     if vectors.ndim == 0 or vectors.shape[-1] != 3:
         raise InputError(f"vectors have shape {tuple(vectors.shape)}; expected [..., 3]")
+    if not vectors.is_floating_point():
+        raise InputError(f"vectors have dtype {vectors.dtype}; expected a floating-point dtype")
     if lmax == 0:
         return torch.ones_like(vectors[..., :1])
     components = vectors.movedim(-1, 0).contiguous()  # [3, ...]: long contiguous rows
@@ -65,31 +67,39 @@ def _polynomials(lmax: int, x: Tensor, y: Tensor, z: Tensor, r2: Tensor | float)
     """List the components in the order l² + l + m."""
     result: list[Tensor] = [x] * (lmax + 1) ** 2
     result[0] = torch.ones_like(x)
-    _raise_degree(result, lmax, 0, 0, y, r2)
     sine, cosine = x, z  # Im and Re of (z + ix)^m
-    for m in range(1, lmax + 1):
+    square = 1.0  # of the factor of order m in degree m
+    for m in range(lmax + 1):
         if m == 2:
             sine, cosine = 2 * (x * z), (z - x) * (z + x)
         elif m > 2:
             sine, cosine = x * cosine + z * sine, z * cosine - x * sine
-        scale = math.sqrt(
-            2 * (2 * m + 1) * math.prod((2 * k - 1) / (2 * k) for k in range(1, m + 1))
-        )
-        for sign, angular in ((-1, sine), (1, cosine)):
-            result[m * m + m + sign * m] = scale * angular
-            _raise_degree(result, lmax, m, sign * m, y, r2)
+        if m > 0:
+            square *= (2 * m + 1) / (2 * m) * (2 if m == 1 else 1)
+            result[m * m] = math.sqrt(square) * sine
+            result[m * m + 2 * m] = math.sqrt(square) * cosine
+        _raise_degree(result, lmax, m, y, r2)
     return result
 
 
-def _raise_degree(
-    result: list[Tensor], lmax: int, m: int, order: int, y: Tensor, r2: Tensor | float
-) -> None:
-    """Fill degrees |order|+1 to ``lmax`` of one order from its lowest degree."""
-    for l in range(m + 1, lmax + 1):  # noqa: E741
-        a = math.sqrt((4 * l * l - 1) / (l * l - m * m))
-        value = (a * y) * result[(l - 1) * l + order] if l > 1 else a * y
-        if l > m + 1:
-            b = math.sqrt((2 * l + 1) * ((l - 1) ** 2 - m * m) / ((2 * l - 3) * (l * l - m * m)))
-            below = b * r2
-            value = value - below * result[(l - 2) * (l - 1) + order]
-        result[l * (l + 1) + order] = value
+def _raise_degree(result: list[Tensor], lmax: int, m: int, y: Tensor, r2: Tensor | float) -> None:
+    """Fill degrees m+1 to ``lmax`` of the orders ±m from degree m, by
+
+    Y[l] = sqrt((4l²−1)/(l²−m²)) · (y Y[l−1] − sqrt(((l−1)²−m²)/(4(l−1)²−1)) r² Y[l−2]).
+    """
+    for degree in range(m + 1, lmax + 1):
+        rise = math.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
+        fall = rise * math.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))
+        step = rise * y
+        drop = fall * r2 if degree > m + 1 else 0.0
+        for order in {m, -m}:
+            here = degree**2 + degree + order
+            if degree == 1:
+                result[here] = step
+                continue
+            value = step * result[here - 2 * degree]
+            if degree == 2 and m == 0:
+                value = value - drop
+            elif degree > m + 1:
+                value = value - drop * result[here - 4 * degree + 2]
+            result[here] = value
