@@ -1,0 +1,135 @@
+"""Stream extended XYZ one frame at a time, compressed or not; ASE parses each frame.
+
+Unlike ASE's own loop this needs no second pass over the file, and a frame that cannot be parsed
+costs only itself: reading goes on at the next line that looks like the start of a frame.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from mlip.errors import DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_OPENERS: dict[str, Callable[..., Any]] = {
+    ".xz": lzma.open,
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+}
+COMPRESSED = frozenset(_OPENERS)
+
+
+def read_extxyz(path: Path, start: int = 0) -> Iterator[tuple[int, Atoms | DataError]]:
+    """Give (frame index, atoms) from frame ``start`` on; a bad frame gives an error in its place.
+
+    Raises:
+        DataError: the compressed stream is damaged or ends early, after the frames before.
+    """
+    number = -1
+    opener = _OPENERS.get(path.suffix, open)
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for number, frame in enumerate(_frames(_Lines(file))):
+                if number >= start:
+                    yield number, _parse(frame) if isinstance(frame, list) else frame
+    except (EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError, OSError) as error:
+        kind = "ends early" if isinstance(error, EOFError) else f"is damaged ({error})"
+        raise DataError(
+            f"{path}: the file {kind} after {number + 1} frames (interrupted download?): "
+            "fetch it again"
+        ) from None
+
+
+class _Lines:
+    """Lines of a file with a line count and a place to put lines back."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._returned: deque[str] = deque()
+        self.number = 0
+
+    def next(self) -> str:
+        """Give the next line, empty at the end of the file."""
+        self.number += 1
+        return self._returned.popleft() if self._returned else self._file.readline()
+
+    def put_back(self, lines: list[str]) -> None:
+        self.number -= len(lines)
+        self._returned.extendleft(reversed(lines))
+
+
+def _frames(lines: _Lines) -> Iterator[list[str] | DataError]:
+    """Cut the file into the lines of one frame each, or an error where that is impossible."""
+    while line := lines.next():
+        if not line.strip():
+            continue
+        place = lines.number
+        if not line.strip().isdecimal():
+            yield DataError(f"line {place}: expected the number of atoms, found {line.strip()!r}")
+            _skip_to_header(lines)
+            continue
+        frame = [line]
+        for _ in range(int(line) + 1):
+            frame.append(lines.next())
+            if not frame[-1]:
+                break
+        inner = _inner_header(frame)
+        if inner is not None:
+            lines.put_back(frame[inner:])
+            rows = inner - 2
+            yield DataError(f"line {place}: {rows} atoms, expected {line.strip()}")
+        elif not frame[-1]:
+            rows = max(0, len(frame) - 3)
+            yield DataError(
+                f"line {place}: the file ends inside the frame ({rows} atoms of {line.strip()}; "
+                "interrupted download?)"
+            )
+        else:
+            yield frame + _cell_vectors(lines)
+
+
+def _inner_header(frame: list[str]) -> int | None:
+    """Find the start of the next frame among the lines of this one (a frame with rows missing)."""
+    for i in range(2, len(frame) - 1):
+        if frame[i].strip().isdecimal() and "=" in frame[i + 1]:
+            return i
+    last = len(frame) - 1
+    return last if last >= 2 and frame[last].strip().isdecimal() else None
+
+
+def _skip_to_header(lines: _Lines) -> None:
+    previous = lines.next()
+    while previous:
+        line = lines.next()
+        if previous.strip().isdecimal() and "=" in line:
+            lines.put_back([previous, line])
+            return
+        previous = line
+
+
+def _cell_vectors(lines: _Lines) -> list[str]:
+    vectors: list[str] = []
+    while (line := lines.next()).lstrip().startswith("VEC"):
+        vectors.append(line)
+    if line:
+        lines.put_back([line])
+    return vectors
+
+
+def _parse(frame: list[str]) -> Atoms | DataError:
+    from ase.io.extxyz import read_extxyz as parse
+
+    try:
+        return next(iter(parse(io.StringIO("".join(frame)), 0)))
+    except Exception as error:  # ASE raises whatever its parser trips over
+        return DataError(f"cannot be parsed: {error or type(error).__name__}")

@@ -1,0 +1,319 @@
+"""One structure with its labels: a validated, immutable record, and its way to and from ASE.
+
+Finding labels among the many keys that files use is in labels.py; storage is in store.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlip.errors import DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mlip.graph import AtomicGraph
+
+Array = npt.NDArray[Any]
+
+MAX_ATOMIC_NUMBER = 118
+# A cell counts as flat when its volume is below this fraction of the product of its edge lengths.
+FLAT_CELL = 1e-8
+# Stress matrices may be unsymmetric by rounding in a text file, not by more.
+STRESS_ASYMMETRY = 1e-2
+STRESS_ROUNDING = 1e-5  # eV/Å³
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """Hold one structure; every instance is valid and its arrays are read-only.
+
+    Args:
+        numbers: [N] atomic numbers, 1 to 118.
+        positions: [N, 3] Å.
+        cell: [3, 3] Å, rows are lattice vectors, zeros for none.
+        pbc: [3] periodic directions.
+        energy: total energy, eV; None if there is no such label.
+        forces: [N, 3] eV/Å, raw (not zeroed on fixed atoms).
+        stress: [3, 3] eV/Å³, ASE sign (tension positive); Voigt-6 or 9 numbers are accepted.
+        tags: [N] integers (OC20: 0 sub-surface, 1 surface, 2 adsorbate).
+        fixed: [N] True for atoms held in place.
+        charge: total charge, e.
+        spin: spin as the source states it (OMol25: multiplicity 2S+1).
+        info: anything else that JSON can hold.
+
+    Raises:
+        DataError: a shape, number or cell that no structure can have; the text names the field.
+    """
+
+    numbers: Array
+    positions: Array
+    cell: Array = field(default_factory=lambda: np.zeros((3, 3)))
+    pbc: Array = field(default_factory=lambda: np.zeros(3, dtype=bool))
+    energy: float | None = None
+    forces: Array | None = None
+    stress: Array | None = None
+    tags: Array | None = None
+    fixed: Array | None = None
+    charge: float | None = None
+    spin: float | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        numbers = _numbers(self.numbers)
+        n = len(numbers)
+        cleaned: dict[str, Any] = {
+            "numbers": numbers,
+            "positions": real_array("positions", self.positions, (n, 3)),
+            "cell": real_array("cell", self.cell, (3, 3)),
+            "pbc": _flags("pbc", self.pbc, (3,)),
+        }
+        for name in ("energy", "charge", "spin"):
+            if getattr(self, name) is not None:
+                cleaned[name] = real_scalar(name, getattr(self, name))
+        if self.forces is not None:
+            cleaned["forces"] = real_array("forces", self.forces, (n, 3))
+        if self.stress is not None:
+            cleaned["stress"] = stress_matrix(self.stress)
+        if self.tags is not None:
+            cleaned["tags"] = _integers("tags", self.tags, (n,))
+        if self.fixed is not None:
+            cleaned["fixed"] = _flags("fixed", self.fixed, (n,))
+        cleaned["info"], lost = json_info(self.info)
+        if lost:
+            raise DataError(f"info holds what JSON cannot keep under {', '.join(lost)}: remove it")
+        _check_cell(cleaned["cell"], cleaned["pbc"])
+        _fill(self, cleaned)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def labelled(self) -> bool:
+        """Tell whether there is an energy, forces or stress."""
+        return not (self.energy is None and self.forces is None and self.stress is None)
+
+    @classmethod
+    def trusted(cls, **fields: Any) -> Structure:
+        """Build from fields that were validated before (a store entry), without checking again."""
+        structure = object.__new__(cls)
+        defaults = dict.fromkeys(cls.__dataclass_fields__)
+        _fill(structure, {**defaults, "info": {}, **fields})
+        return structure
+
+    @classmethod
+    def from_atoms(cls, atoms: Atoms, keys: Any = None, where: str = "structure") -> Structure:
+        """Read a structure and its labels from ASE atoms (or a pymatgen structure).
+
+        Labels are looked for in the calculator's results, then in ``info`` and ``arrays``
+        (see :func:`mlip.datasets.labels.extract`). A live calculator is not run.
+
+        Args:
+            atoms: structure.
+            keys: :class:`~mlip.datasets.labels.LabelKeys` if the usual names do not fit.
+            where: how errors call this structure, for instance ``"train.traj frame 7"``.
+
+        Raises:
+            DataError: bad content, conflicting labels, or results of an earlier geometry.
+        """
+        from mlip.datasets.labels import check_results_are_current, extract
+        from mlip.graph import as_atoms
+
+        atoms = as_atoms(atoms)
+        check_results_are_current(atoms, where)
+        return extract(atoms, keys, where).structure
+
+    def to_atoms(self) -> Atoms:
+        """Give ASE atoms: labels in a SinglePointCalculator, fixed atoms as FixAtoms."""
+        from ase import Atoms
+        from ase.calculators.singlepoint import SinglePointCalculator
+        from ase.constraints import FixAtoms
+
+        atoms = Atoms(
+            numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc,
+            tags=self.tags,
+        )  # fmt: skip
+        atoms.info = json.loads(json.dumps(self.info))
+        for name in ("charge", "spin"):
+            if getattr(self, name) is not None:
+                atoms.info[name] = getattr(self, name)
+        if self.fixed is not None and self.fixed.any():
+            atoms.set_constraint(FixAtoms(mask=self.fixed.copy()))
+        if self.labelled:
+            results: dict[str, Any] = {}
+            if self.energy is not None:
+                results["energy"] = self.energy
+            if self.forces is not None:
+                results["forces"] = self.forces.copy()
+            if self.stress is not None:
+                s = self.stress
+                voigt = [s[0, 0], s[1, 1], s[2, 2], s[1, 2], s[0, 2], s[0, 1]]
+                results["stress"] = np.array(voigt)
+            atoms.calc = SinglePointCalculator(atoms, **results)
+        return atoms
+
+
+def structure_to_graph(
+    structure: Structure, cutoff: float, index: int | None = None
+) -> AtomicGraph:
+    """Turn a structure into a graph with its labels; a missing label is NaN.
+
+    Stress of a structure that is not periodic in all three directions is left out (NaN).
+
+    Args:
+        structure: structure with any of its labels.
+        cutoff: neighbour cutoff, Å.
+        index: position in the data set, used to name offenders (-1 if not given).
+    """
+    import torch
+
+    from mlip.graph import AtomicGraph, neighbor_list
+
+    s = structure
+    edge_index, edge_shift = neighbor_list(s.positions, s.cell, s.pbc, cutoff)
+    n = len(s)
+    stress = s.stress if s.stress is not None and s.pbc.all() else np.full((3, 3), np.nan)
+    forces = s.forces if s.forces is not None else np.full((n, 3), np.nan)
+    scalars = {name: getattr(s, name) for name in ("energy", "charge", "spin")}
+    real = {name: np.nan if x is None else x for name, x in scalars.items()}
+    return AtomicGraph(
+        positions=torch.tensor(s.positions),
+        atomic_numbers=torch.tensor(s.numbers),
+        cell=torch.tensor(s.cell)[None],
+        pbc=torch.tensor(s.pbc)[None],
+        edge_index=torch.as_tensor(edge_index),
+        edge_shift=torch.as_tensor(edge_shift),
+        cutoff=torch.tensor([cutoff], dtype=torch.float64),
+        forces=torch.tensor(forces),
+        stress=torch.tensor(stress)[None],
+        tags=torch.tensor(s.tags if s.tags is not None else np.zeros(n, dtype=np.int64)),
+        fixed=torch.tensor(s.fixed if s.fixed is not None else np.zeros(n, dtype=bool)),
+        index=torch.tensor([-1 if index is None else index]),
+        **{name: torch.tensor([x], dtype=torch.float64) for name, x in real.items()},
+    )
+
+
+def real_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Copy ``value`` as float64 of ``shape``, or raise a DataError that names the field."""
+    array = _shaped(name, value, shape, np.float64)
+    if not np.isfinite(array).all():
+        bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise DataError(f"{name}{list(bad)} is {array[bad]}, expected a finite number")
+    return array
+
+
+def real_scalar(name: str, value: Any) -> float:
+    """Read one finite number, also from an array that holds a single one."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} is {value!r}, expected a number") from None
+    if array.size != 1:
+        raise DataError(f"{name} has shape {array.shape}, expected one number")
+    number = float(array.reshape(()))
+    if not np.isfinite(number):
+        raise DataError(f"{name} is {number}, expected a finite number")
+    return number
+
+
+def stress_matrix(value: Any, name: str = "stress") -> Array:
+    """Read a stress as a symmetric [3, 3] matrix from Voigt-6 (xx yy zz yz xz xy), 9 or 3x3."""
+    shape = np.shape(value)
+    if shape == (6,):
+        xx, yy, zz, yz, xz, xy = real_array(name, value, (6,))
+        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    if shape not in {(9,), (3, 3)}:
+        raise DataError(f"{name} has shape {shape}, expected (6,) Voigt, (9,) or (3, 3)")
+    matrix = real_array(name, np.reshape(value, (3, 3)), (3, 3))
+    asymmetry = np.abs(matrix - matrix.T).max()
+    if asymmetry > STRESS_ROUNDING + STRESS_ASYMMETRY * np.abs(matrix).max():
+        raise DataError(
+            f"{name} is not symmetric (by {asymmetry:.3g}): the order of its numbers is wrong, "
+            "expected a symmetric 3x3 matrix"
+        )
+    return (matrix + matrix.T) / 2
+
+
+def json_info(info: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Reduce ``info`` to plain JSON values (arrays become lists); also name what cannot be kept."""
+    kept: dict[str, Any] = {}
+    lost: list[str] = []
+    for key, value in info.items():
+        try:
+            kept[str(key)] = json.loads(json.dumps(value, default=_plain))
+        except (TypeError, ValueError, RecursionError):
+            lost.append(str(key))
+    return kept, lost
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(type(value).__name__)
+
+
+def _fill(structure: Structure, fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+        object.__setattr__(structure, name, value)
+
+
+def _shaped(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    try:
+        array = np.array(value, dtype=dtype, order="C")
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{name} does not hold numbers of one regular shape") from None
+    if array.shape != shape:
+        raise DataError(f"{name} has shape {array.shape}, expected {shape}")
+    return array
+
+
+def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    exact = _shaped(name, value, shape, np.float64)
+    if not (np.isfinite(exact).all() and (exact == np.rint(exact)).all()):
+        raise DataError(f"{name} holds something else than whole numbers")
+    return _shaped(name, exact, shape, np.int64)
+
+
+def _flags(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    integers = _integers(name, value, shape)
+    if ((integers != 0) & (integers != 1)).any():
+        raise DataError(f"{name} holds something else than true and false")
+    return integers.astype(bool)
+
+
+def _numbers(value: Any) -> Array:
+    shape = np.shape(value)
+    if len(shape) != 1:
+        raise DataError(f"numbers has shape {shape}, expected (N,)")
+    if shape[0] == 0:
+        raise DataError("there are no atoms, expected at least one")
+    numbers = _integers("numbers", value, shape)
+    wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)]
+    if wrong.size:
+        raise DataError(f"atomic number {wrong[0]} is no element, expected 1 to 118")
+    return numbers
+
+
+def _check_cell(cell: Array, pbc: Array) -> None:
+    """Refuse periodic directions without independent lattice vectors (zero volume or area)."""
+    vectors = cell[pbc]
+    if len(vectors) == 0:
+        return
+    lengths = np.linalg.norm(vectors, axis=1)
+    if (lengths > 0).all():
+        unit = vectors / lengths[:, None]
+        if np.sqrt(max(0.0, np.linalg.det(unit @ unit.T))) > FLAT_CELL:
+            return
+    directions = ", ".join("abc"[i] for i in np.flatnonzero(pbc))
+    raise DataError(
+        f"the cell has no volume but is periodic along {directions}: "
+        "give lattice vectors or switch pbc off"
+    )
