@@ -1,0 +1,1 @@
+"""What ships with the package: models, example structures, published values. Holds no code."""

@@ -1,0 +1,1 @@
+"""Pretrained potentials and their model cards. Holds no code."""

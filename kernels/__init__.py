@@ -1,0 +1,1 @@
+"""CUDA C++ sources of the operators in `mlip.ops`, shipped as files. Holds no code."""

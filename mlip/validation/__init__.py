@@ -1,0 +1,1 @@
+"""Physical properties of crystals under any ASE calculator, and the plots that show them."""
