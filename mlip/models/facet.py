@@ -1,0 +1,328 @@
+"""Facet: message passing with linear radial weights and node updates on the sphere.
+
+After "Facet" (arXiv 2509.08418). Two settings of one implementation:
+
+exact (default)  conserves what physics conserves: energy is a sum over atoms, every neighbour
+                 within the cutoff counts, the envelope is C2 or smoother, rotations and inversion
+                 hold to rounding, normalisation never divides by features that vanish by symmetry.
+published        the network of the official code, number for number (``mlip.models.facet_jax``).
+
+A block:  y = linear(convolution(x)) / neighbours^p + linear(x);  z = node update(y);
+          x = gain · z + x (zero-padded).   The last block keeps scalars only; a linear head reads
+them. Features are a tuple of [N, 2l+1, C_l].
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from mlip.nn.equivariant import (
+    ChannelGain,
+    EquivariantLinear,
+    add,
+    equivariant_layer_norm,
+    pad_or_truncate,
+)
+from mlip.nn.mlp import MLP, Activation
+from mlip.nn.node_update import GateUpdate, ScalarUpdate, SphereGridUpdate, SphereProductUpdate
+from mlip.nn.radial import (
+    GaussianBasis,
+    SineBasis,
+    exponential_envelope,
+    polynomial_envelope,
+    xplor_envelope,
+)
+from mlip.ops import (
+    ConvolutionSignature,
+    Features,
+    Neighborhood,
+    convolution,
+    neighborhood,
+    radial_convolution,
+    segment_sum,
+)
+from mlip.so3 import spherical_harmonics
+
+
+class FacetConfig(BaseModel):
+    """Everything that defines a Facet but its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    elements: tuple[int, ...] = Field(min_length=1, description="atomic numbers it knows")
+    cutoff: float = Field(5.0, gt=0, description="neighbour cutoff, Å")
+    hidden: tuple[tuple[int, ...], ...] = Field(
+        ((32, 32, 32), (32, 32, 32)), description="channels of l = 0, 1, … after each block"
+    )
+    embedding: int = Field(32, gt=0, description="channels of the element embedding")
+    outputs: int = Field(32, gt=0, description="scalars of the last block")
+    lmax_edge: int | None = Field(None, ge=0, description="edge harmonics; default as hidden")
+    natural_parity: bool = Field(True, description="products that conserve (−1)^l: O(3)")
+    average_neighbors: float = Field(30.0, gt=0)
+    neighbor_power: float = Field(0.5, description="messages are divided by neighbours^power")
+
+    n_radial: int = Field(8, gt=0)
+    radial_basis: Literal["sine", "gaussian"] = "sine"
+    radial_hidden: tuple[int, ...] = Field((), description="hidden layers of a radial MLP")
+    envelope: Literal["polynomial", "exponential", "xplor"] = "polynomial"
+    envelope_order: int = Field(5, ge=3, description="p of the polynomial envelope")
+    envelope_start: float = Field(0.8, gt=0, lt=1, description="of the published envelopes")
+    envelope_curvature: float = Field(0.1, gt=0, description="c of the exponential envelope")
+    trainable_cutoff: bool = False
+
+    node_update: Literal["sphere_product", "sphere_grid", "gate"] = "sphere_product"
+    product_order: Literal[2, 3] = Field(3, description="factors of the sphere product")
+    product_hidden: int = Field(64, gt=0, description="hidden width of its invariant MLP")
+    grid: tuple[int, int] = Field((18, 17), description="latitudes and longitudes")
+    quadrature: Literal["soft", "gauss_legendre"] = "soft"
+    mixer_hidden: tuple[int, ...] = (16,)
+    mixer_heads: int = Field(2, gt=0)
+    activation: Activation = "silu"
+    final_activation: Activation = "identity"
+    mixer_normalization: bool = False
+
+    linear_before: bool = Field(False, description="mix channels before the convolution")
+    block_residual: bool = True
+    residual_normalization: bool = Field(False, description="layer norm before the residual")
+    output_normalization: bool = Field(False, description="layer norm after the block")
+    readout: Literal["last", "mean", "sum"] = "last"
+    readout_linear: bool = False
+    head_hidden: tuple[int, ...] = ()
+    head_activation: Activation = "silu"
+    head_normalization: bool = False
+    rescale: Literal["none", "species_sum", "sevennet"] = Field(
+        "none", description="published rescaling; species_sum is not size-extensive"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> FacetConfig:
+        if len(set(self.elements)) != len(self.elements):
+            raise ValueError("elements holds an atomic number twice")
+        if any(not 1 <= z <= 118 for z in self.elements):
+            raise ValueError("elements are atomic numbers from 1 to 118")
+        if any(len(channels) < 2 or min(channels) < 1 for channels in self.hidden):
+            raise ValueError("each entry of hidden needs channels for l = 0 and l = 1 at least")
+        return self
+
+
+class Edges(NamedTuple):
+    """What all blocks share: harmonics [E, K], enveloped radial basis [E, R], neighbours."""
+
+    harmonics: Tensor
+    basis: Tensor
+    neighbors: Neighborhood
+
+
+class FacetBlock(nn.Module):
+    """One round of messages and one node update."""
+
+    def __init__(self, config: FacetConfig, channels_in: tuple[int, ...], target: tuple[int, ...]):
+        super().__init__()
+        scalar_only = len(target) == 1
+        gated = config.node_update == "gate"
+        mixed = (target[0] + sum(target[1:]), *target[1:]) if gated else target
+        self.target = target
+        self.residual = config.block_residual
+        self.residual_normalization = config.residual_normalization
+        self.message_scale = config.average_neighbors**-config.neighbor_power
+        self.before = EquivariantLinear(channels_in, channels_in) if config.linear_before else None
+        self.signature = ConvolutionSignature(
+            channels_in, _lmax_edge(config), tuple(range(len(mixed))), config.natural_parity
+        )
+        widths = [config.n_radial, *config.radial_hidden, self.signature.n_weights]
+        self.radial = MLP(widths, "normalized_silu")
+        self.after = EquivariantLinear(self.signature.out_channels, mixed)
+        self.skip = EquivariantLinear(channels_in, mixed)
+        self.update: nn.Module
+        if gated:
+            self.update = GateUpdate(target)
+        elif scalar_only:
+            self.update = ScalarUpdate(
+                target[0], config.activation, config.final_activation, config.mixer_normalization
+            )
+        elif config.node_update == "sphere_grid":
+            self.update = SphereGridUpdate(
+                mixed,
+                target,
+                (*config.grid, config.quadrature),
+                config.mixer_hidden,
+                config.mixer_heads,
+                config.activation,
+                config.final_activation,
+                config.mixer_normalization,
+            )
+        else:
+            self.update = SphereProductUpdate(
+                mixed, target, config.product_order, config.product_hidden
+            )
+        initial = 0.0 if config.residual_normalization else 1.0
+        self.residual_gain = ChannelGain(target, initial) if config.block_residual else None
+        self.output_gain = ChannelGain(target, 1.0) if config.output_normalization else None
+
+    def forward(self, x: Features, edges: Edges) -> Features:
+        """Map features of all atoms to the target channels."""
+        y = add(self.message(x, edges), self.skip(x))
+        z = self.update(y)
+        if self.residual_gain is not None:
+            normal = equivariant_layer_norm(z) if self.residual_normalization else z
+            z = add(self.residual_gain(normal), pad_or_truncate(x, self.target))
+        if self.output_gain is not None:
+            z = self.output_gain(equivariant_layer_norm(z))
+        return z
+
+    def message(self, x: Features, edges: Edges) -> Features:
+        """Sum messages of neighbours and mix their channels."""
+        h = self.before(x) if self.before is not None else x
+        if len(self.radial.kernels) == 1:
+            kernel = self.radial.kernels[0]
+            summed = radial_convolution(
+                self.signature, h, edges.harmonics, edges.basis, kernel, edges.neighbors
+            )
+        else:
+            weights = self.radial(edges.basis)
+            summed = convolution(self.signature, h, edges.harmonics, weights, edges.neighbors)
+        return self.after(tuple(part * self.message_scale for part in summed))
+
+
+class Facet(nn.Module):
+    """Map a graph to one energy for each atom."""
+
+    def __init__(self, config: FacetConfig) -> None:
+        super().__init__()
+        self.config = config
+        n_elements = len(config.elements)
+        table = torch.full((119,), -1, dtype=torch.int64)
+        table[list(config.elements)] = torch.arange(n_elements)
+        self.register_buffer("species_of", table, persistent=False)
+        radius = torch.tensor([config.cutoff], dtype=torch.float32)
+        if config.trainable_cutoff:
+            self.radius = nn.Parameter(radius)
+        else:
+            self.register_buffer("radius", radius, persistent=False)
+        self.embedding = nn.Parameter(torch.randn(n_elements, config.embedding))
+        self.radial_basis = _radial_basis(config)
+        targets = [*config.hidden, (config.outputs,)]
+        inputs = [(config.embedding,), *config.hidden]
+        self.blocks = nn.ModuleList(
+            FacetBlock(config, channels, target)
+            for channels, target in zip(inputs, targets, strict=True)
+        )
+        self.readouts = nn.ModuleList(
+            EquivariantLinear(target, (config.outputs,)) if config.readout_linear else nn.Identity()
+            for target in targets
+        )
+        self.head = MLP(
+            [config.outputs, *config.head_hidden, 1],
+            config.head_activation,
+            normalize=config.head_normalization,
+        )
+        if config.rescale != "none":
+            self.species_scale = nn.Parameter(torch.ones(n_elements))
+            self.species_shift = nn.Parameter(torch.zeros(n_elements))
+        if config.rescale == "species_sum":
+            self.global_scale = nn.Parameter(torch.ones(1))
+            self.global_shift = nn.Parameter(torch.zeros(1))
+
+    @property
+    def cutoff(self) -> float:
+        """Neighbour cutoff, Å; the learned one where it is trainable."""
+        return float(self.radius.detach()) if self.config.trainable_cutoff else self.config.cutoff
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the model knows."""
+        return self.config.elements
+
+    def forward(self, graph: Any) -> Tensor:
+        """Compute node energies.
+
+        Args:
+            graph: AtomicGraph or batch with ``edge_vector`` [E, 3] (Å, model dtype), ``edge_index``
+                sorted by target and ``atomic_numbers`` [N] among ``elements``.
+
+        Returns:
+            [N], in the energy unit the surrounding potential scales by.
+        """
+        species = self.species_of[graph.atomic_numbers]
+        edges = self.edges(graph.edge_vector, graph.edge_index, species.shape[0])
+        x: Features = (self.embedding[species][:, None, :],)  # [N, 1, C]
+        scalars = []
+        for block, readout in zip(self.blocks, self.readouts, strict=True):
+            x = block(x, edges)
+            scalars.append(pad_or_truncate(readout(x), (self.config.outputs,))[0][:, 0])
+        energies = self.head(self._reduce(scalars))[:, 0]
+        return energies if self.config.rescale == "none" else self._rescale(energies, species, graph)
+
+    def edges(self, vectors: Tensor, edge_index: Tensor, n_nodes: int) -> Edges:
+        """Evaluate everything that depends on edge vectors alone."""
+        if self.config.node_update != "sphere_product":
+            vectors = -vectors[:, [2, 1, 0]]  # axes of the published models, whose grid is not exact
+        distance = torch.linalg.vector_norm(vectors, dim=1)
+        basis = self.radial_basis(distance)
+        if self.config.radial_basis == "sine":
+            basis = basis * 2 if self._exact else basis * (2 / self._radius(distance))
+        basis = basis * self._envelope(distance)[:, None]
+        harmonics = spherical_harmonics(_lmax_edge(self.config), vectors)
+        return Edges(harmonics, basis, neighborhood(edge_index, n_nodes))
+
+    @property
+    def _exact(self) -> bool:
+        return self.config.envelope == "polynomial"
+
+    def _radius(self, like: Tensor) -> Tensor:
+        if self.config.trainable_cutoff:
+            return self.radius.to(like)
+        return torch.full_like(self.radius, self.config.cutoff, dtype=like.dtype)
+
+    def _envelope(self, distance: Tensor) -> Tensor:
+        config, radius = self.config, self._radius(distance)
+        if config.envelope == "polynomial":
+            return polynomial_envelope(distance / radius, config.envelope_order)
+        if config.envelope == "xplor":
+            return xplor_envelope(distance, radius, config.envelope_start)
+        start, curvature = config.envelope_start, config.envelope_curvature
+        return exponential_envelope(distance, radius, start, curvature)
+
+    def _reduce(self, scalars: list[Tensor]) -> Tensor:
+        if self.config.readout == "last":
+            return scalars[-1]
+        stacked = torch.stack(scalars)
+        return stacked.mean(0) if self.config.readout == "mean" else stacked.sum(0)
+
+    def _rescale(self, energies: Tensor, species: Tensor, graph: Any) -> Tensor:
+        """Apply the published rescaling; its energy per atom is given to every atom alike."""
+        batch = getattr(graph, "batch", None)
+        if batch is None:
+            batch = torch.zeros_like(species)
+        n_graphs = int(batch.max()) + 1 if len(batch) else 1
+        count = torch.bincount(batch, minlength=n_graphs).to(energies)
+        scale, shift = self.species_scale[species], self.species_shift[species]
+        if self.config.rescale == "sevennet":
+            per_atom = segment_sum(energies * scale + shift, batch, n_graphs) / (count + 1e-6)
+            return per_atom[batch]
+        mean = segment_sum(energies, batch, n_graphs) / (count + 1e-6)
+        mean = mean * _unit_softplus(segment_sum(scale, batch, n_graphs)) / count
+        offset = segment_sum(shift, batch, n_graphs) / count + self.global_shift
+        return (mean * _unit_softplus(self.global_scale) + offset)[batch]
+
+
+def _unit_softplus(x: Tensor) -> Tensor:
+    """softplus(x + ln(e − 1)), which is 1 at x = 0."""
+    return nn.functional.softplus(x + 0.541324854612918)
+
+
+def _lmax_edge(config: FacetConfig) -> int:
+    if config.lmax_edge is not None:
+        return config.lmax_edge
+    return max(len(channels) for channels in config.hidden) - 1
+
+
+def _radial_basis(config: FacetConfig) -> nn.Module:
+    if config.radial_basis == "gaussian":
+        return GaussianBasis(config.n_radial, config.cutoff, config.cutoff / config.n_radial)
+    step = torch.pi / config.cutoff if config.envelope == "polynomial" else 1.0
+    return SineBasis([step * (n + 1) for n in range(config.n_radial)])

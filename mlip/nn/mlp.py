@@ -1,0 +1,55 @@
+"""Bias-free multilayer perceptron with the options of the published models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mlip.nn.equivariant import normalized_silu
+
+Activation = Literal["silu", "normalized_silu", "identity"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": nn.functional.silu,
+    "normalized_silu": normalized_silu,
+    "identity": lambda x: x,
+}
+
+
+class MLP(nn.Module):
+    """Dense layers x · W with an activation after each, optionally a layer norm between them.
+
+    Weights are stored (in, out) and start with variance 1/in.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: Activation = "silu",
+        final_activation: Activation = "identity",
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernels = nn.ParameterList(
+            nn.Parameter(torch.randn(n_in, n_out) / math.sqrt(n_in))
+            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.norm_scales = nn.ParameterList(
+            nn.Parameter(torch.ones(width)) for width in (widths[1:-1] if normalize else ())
+        )
+        self.activation = ACTIVATIONS[activation]
+        self.final_activation = ACTIVATIONS[final_activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., widths[0]] to [..., widths[-1]]."""
+        last = len(self.kernels) - 1
+        for i, kernel in enumerate(self.kernels):
+            x = x @ kernel
+            x = self.final_activation(x) if i == last else self.activation(x)
+            if i < len(self.norm_scales):
+                scale = self.norm_scales[i]
+                x = nn.functional.layer_norm(x, scale.shape, weight=scale, eps=1e-6)
+        return x

@@ -1,0 +1,19 @@
+"""The hot-path operators: one public function each, defined in plain PyTorch."""
+
+from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
+from mlip.ops.edge_gradient import forces_and_virial
+from mlip.ops.neighborhood import Neighborhood, neighborhood
+from mlip.ops.segment import segment_sum
+from mlip.ops.tables import table_like
+
+__all__ = [
+    "ConvolutionSignature",
+    "Features",
+    "Neighborhood",
+    "convolution",
+    "forces_and_virial",
+    "neighborhood",
+    "radial_convolution",
+    "segment_sum",
+    "table_like",
+]

@@ -1,0 +1,324 @@
+"""From node energies of a model to energy, forces and stress of structures.
+
+Saving and loading live in ``mlip.checkpoint``; neighbours come with the graph.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from mlip import checkpoint
+from mlip.errors import CheckpointError, InputError, UnknownElementError
+from mlip.graph import AtomicGraph, batch_index, edge_vectors, number_of_graphs
+from mlip.models import create_model
+from mlip.nn.zbl import ZBLRepulsion
+from mlip.ops import forces_and_virial, segment_sum
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+PerElement = float | Mapping[int, float]
+
+
+class Prediction(NamedTuple):
+    """What a potential says of a batch of B structures with N atoms.
+
+    energy: [B] eV. energies: [N] eV, energy of each atom. forces: [N, 3] eV/Å.
+    stress: [B, 3, 3] eV/Å³, tension positive; NaN where a structure is not periodic in three
+    directions. All float64; forces and stress are None when not asked for.
+    """
+
+    energy: Tensor
+    energies: Tensor
+    forces: Tensor | None
+    stress: Tensor | None
+
+
+class Potential(nn.Module):
+    """Total energy E = Σ_i reference[z_i] + shift[z_i] + scale[z_i]·ε_i (+ ZBL), its derivatives.
+
+    Args:
+        model: maps a graph to dimensionless node energies ε [N]; has ``config``, ``cutoff`` and
+            ``elements``.
+        reference_energies: eV of each atomic number, default 0.
+        scale: eV, one number or one for each atomic number.
+        shift: eV, one number or one for each atomic number.
+        zbl: add the Ziegler–Biersack–Littmark short-range repulsion.
+        metadata: JSON-able facts on training data, theory, licence; stored in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        reference_energies: Mapping[int, float] | None = None,
+        scale: PerElement = 1.0,
+        shift: PerElement = 0.0,
+        zbl: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.zbl = ZBLRepulsion() if zbl else None
+        self.metadata = dict(metadata or {})
+        known = torch.zeros(119, dtype=torch.bool)
+        known[list(model.elements)] = True  # type: ignore[arg-type]
+        self.register_buffer("_known", known, persistent=False)
+        references = {int(z): float(e) for z, e in (reference_energies or {}).items()}
+        for name, value in (("reference", references), ("scale", scale), ("shift", shift)):
+            self.register_buffer(f"_{name}", self._table(value), persistent=False)
+
+    def _table(self, value: PerElement) -> Tensor:
+        """Expand one number, or one for each element, to [119] float64 by atomic number."""
+        table = torch.zeros(119, dtype=torch.float64)
+        if isinstance(value, Mapping):
+            for z, number in value.items():
+                table[int(z)] = float(number)
+        else:
+            table[:] = float(value)
+        return table
+
+    def to_dtype(self, dtype: torch.dtype) -> Potential:
+        """Convert the model's arithmetic in place; reference energies stay float64."""
+        self.model.to(dtype)
+        return self
+
+    @property
+    def cutoff(self) -> float:
+        """Neighbour cutoff of the graphs this potential reads, Å."""
+        return float(self.model.cutoff)  # type: ignore[arg-type]
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the potential knows."""
+        return tuple(self.model.elements)  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the model's arithmetic."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self._known.device  # type: ignore[return-value]
+
+    @property
+    def reference_energies(self) -> dict[int, float]:
+        """Reference energy of each element, eV."""
+        return {z: float(self._reference[z]) for z in self.elements}  # type: ignore[index]
+
+    def forward(
+        self,
+        graph: AtomicGraph,
+        *,
+        forces: bool = True,
+        stress: bool = True,
+        create_graph: bool = False,
+    ) -> Prediction:
+        """Predict a graph or a batch of graphs.
+
+        Args:
+            graph: on the device of the potential, with the neighbours within ``cutoff``.
+            forces: compute −∂E/∂r.
+            stress: compute (1/V) ∂E/∂ε for symmetric strain ε.
+            create_graph: keep what training needs to differentiate forces and stress again.
+
+        Raises:
+            UnknownElementError: the graph holds elements the potential was not trained on.
+        """
+        self.check_elements(graph.atomic_numbers)
+        n_graphs, n_nodes = number_of_graphs(graph), graph.atomic_numbers.shape[0]
+        batch = batch_index(graph)
+        derivatives = forces or stress
+        with torch.set_grad_enabled(derivatives or torch.is_grad_enabled()):
+            vectors = edge_vectors(graph)
+            if derivatives and not vectors.requires_grad:
+                vectors.requires_grad_(True)
+            energies = self._node_energies(graph, vectors)
+            energy = segment_sum(energies, batch, n_graphs)
+            if not derivatives:
+                return Prediction(energy, energies, None, None)
+            gradient = _edge_gradient(energies, vectors, create_graph)
+            force, virial = forces_and_virial(
+                gradient, vectors, graph.edge_index, batch, n_nodes, n_graphs
+            )
+        result = Prediction(
+            energy,
+            energies,
+            force if forces else None,
+            _stress(virial, graph) if stress else None,
+        )
+        if create_graph or torch.is_grad_enabled() and graph.positions.requires_grad:
+            return result
+        return Prediction(*(None if value is None else value.detach() for value in result))
+
+    def _node_energies(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
+        view = copy.copy(graph)
+        view.edge_vector = vectors.to(self.dtype)
+        numbers = graph.atomic_numbers
+        energies = self._scale[numbers] * self.model(view).double()  # type: ignore[index]
+        energies = energies + (self._reference + self._shift)[numbers]  # type: ignore[operator]
+        if self.zbl is not None:
+            energies = energies + self.zbl(numbers, vectors, graph.edge_index)
+        return energies
+
+    def check_elements(self, numbers: Tensor) -> None:
+        """Raise UnknownElementError if any atomic number is not among ``elements``."""
+        known = self._known[numbers.clamp(0, 118)]  # type: ignore[index]
+        if bool(known.all()):
+            return
+        unknown = sorted({int(z) for z in numbers[~known]})
+        raise UnknownElementError(
+            f"the potential does not know {_symbols(unknown)}; it was trained on "
+            f"{_symbols(self.elements)}: choose another potential or train one on these elements"
+        )
+
+    def to_header(self) -> dict[str, Any]:
+        """Describe everything but the weights, JSON-able."""
+        elements = self.elements
+        tables = {
+            name: {chemical_symbols[z]: float(getattr(self, f"_{name}")[z]) for z in elements}
+            for name in ("reference", "scale", "shift")
+        }
+        return {
+            "model": self.metadata.get("model", _model_name(self.model)),
+            "config": self.model.config.model_dump(mode="json"),  # type: ignore[union-attr]
+            "elements": [chemical_symbols[z] for z in elements],
+            "cutoff": self.cutoff,
+            "units": {"energy": "eV", "length": "Å", "stress": "eV/Å³, tension positive"},
+            "reference_energies": tables["reference"],
+            "scale": tables["scale"],
+            "shift": tables["shift"],
+            "zbl": self.zbl is not None,
+            "metadata": self.metadata,
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file with a JSON header; all or nothing.
+
+        Raises:
+            MlipError: the file cannot be written.
+        """
+        checkpoint.save(path, dict(self.model.state_dict()), self.to_header())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
+    ) -> Potential:
+        """Read a file written by :meth:`save`.
+
+        Args:
+            path: the file.
+            device: where the weights go.
+            dtype: precision of the model's arithmetic, ``"float32"`` or ``"float64"``.
+
+        Raises:
+            CheckpointError: missing, corrupt, truncated, foreign or newer file.
+        """
+        precision = _dtype(dtype)
+        tensors, header = checkpoint.load(path)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = create_model(header["model"], header["config"])
+            model.to(precision)
+            model.load_state_dict(tensors)
+        except (InputError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: weights and configuration do not fit together ({error}); "
+                "the file is damaged or was written by another version"
+            ) from error
+        numbers = {symbol: z for z, symbol in enumerate(chemical_symbols)}
+        tables = {
+            name: {numbers[symbol]: value for symbol, value in header[name].items()}
+            for name in ("reference_energies", "scale", "shift")
+        }
+        potential = cls(model, **tables, zbl=header["zbl"], metadata=header["metadata"])
+        return potential.to(device).eval()
+
+    def model_hash(self) -> str:
+        """Short SHA-256 of configuration and weights, to name a potential in logs."""
+        digest = hashlib.sha256()
+        header = {k: v for k, v in self.to_header().items() if k != "metadata"}
+        digest.update(json.dumps(header, sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().double().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+
+def shipped_potentials() -> dict[str, Path]:
+    """Find the potentials that come with the package, by name."""
+    from importlib.resources import files
+
+    try:
+        folder = Path(str(files("mlip.data"))) / "pretrained"
+    except ModuleNotFoundError:
+        folder = Path(__file__).resolve().parent.parent / "data" / "pretrained"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def load_potential(
+    path_or_name: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+) -> Potential:
+    """Load a potential from a file, or a shipped one by its name.
+
+    Raises:
+        CheckpointError: neither a file nor a shipped name, or the file cannot be read.
+    """
+    if Path(path_or_name).is_file():
+        return Potential.load(path_or_name, device, dtype)
+    shipped = shipped_potentials()
+    if str(path_or_name) in shipped:
+        return Potential.load(shipped[str(path_or_name)], device, dtype)
+    raise CheckpointError(
+        f"{path_or_name}: no such file, and no shipped potential has this name; give the path of "
+        f"a .safetensors file or one of: {', '.join(shipped) or '(none is shipped)'}"
+    )
+
+
+def _edge_gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
+    keep = create_graph or vectors.grad_fn is not None
+    (gradient,) = torch.autograd.grad(
+        energies.sum(), vectors, create_graph=keep, allow_unused=True
+    )
+    return torch.zeros_like(vectors) if gradient is None else gradient
+
+
+def _stress(virial: Tensor, graph: AtomicGraph) -> Tensor:
+    periodic = graph.pbc.all(1)
+    volume = torch.linalg.det(graph.cell).abs()
+    valid = periodic & (volume > 0)
+    safe = torch.where(valid, volume, torch.ones_like(volume))[:, None, None]
+    return torch.where(valid[:, None, None], virial / safe, torch.nan)
+
+
+def _symbols(numbers: Any) -> str:
+    return ", ".join(
+        chemical_symbols[z] if 0 < z < len(chemical_symbols) else f"atomic number {z}"
+        for z in numbers
+    )
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise InputError(f"dtype is {dtype!r}; use 'float32' or 'float64'")
+    return found
+
+
+def _model_name(model: nn.Module) -> str:
+    return type(model).__name__.lower()

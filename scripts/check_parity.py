@@ -1,0 +1,49 @@
+"""Compare a model with numbers that its official code produced.
+
+    python scripts/check_parity.py facet FILE.npz …
+
+Prints the worst deviation of each quantity in float64 and float32; the exit code is 1 if any is
+above its tolerance, 2 if a file cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from mlip.errors import MlipError
+
+CHECKERS = {"facet": "mlip.validation.parity_facet"}
+
+
+def main() -> int:
+    """Run the comparison and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", choices=sorted(CHECKERS))
+    parser.add_argument("paths", nargs="+", metavar="PATH")
+    arguments = parser.parse_args()
+    compare_file = importlib.import_module(CHECKERS[arguments.model]).compare_file
+    status = 0
+    for path in arguments.paths:
+        print(path)
+        try:
+            rows = compare_file(path)
+        except MlipError as error:
+            print(f"  error: {error}")
+            status = 2
+            continue
+        for row in rows:
+            verdict = "ok" if row.passed else "FAILED"
+            print(
+                f"  {row.dtype:8s} {row.quantity:60s} {row.worst:9.2e}"
+                f"  (tolerance {row.tolerance:.0e})  {verdict}"
+            )
+        if not all(row.passed for row in rows):
+            status = max(status, 1)
+    print("parity: " + ("all within tolerance" if status == 0 else "FAILED"))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
