@@ -47,23 +47,18 @@ def spherical_harmonics(lmax: int, vectors: Tensor, *, normalize: bool = True) -
     if lmax == 0:
         return torch.ones_like(vectors[..., :1])
     components = vectors.movedim(-1, 0).contiguous()  # [3, ...]: long contiguous rows
-    r2: Tensor | float = 1.0
+    r2 = components.square().sum(0)
     if normalize:
-        components = components * _inverse_length(components)
-    elif lmax > 1:
-        r2 = components.square().sum(0)
+        zero = r2 < torch.finfo(r2.dtype).tiny
+        components = components * r2.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)
+        # 1 up to rounding, and 0 for a zero vector: the polynomials stay homogeneous, which keeps
+        # the error of high degrees small; it is constant, hence no derivative.
+        r2 = components.detach().square().sum(0)
     x, y, z = components.unbind(0)
     return torch.stack(_polynomials(lmax, x, y, z, r2), dim=-1)
 
 
-def _inverse_length(components: Tensor) -> Tensor:
-    """Return 1/r of [3, ...] components; 0 with zero derivatives where r² underflows."""
-    r2 = components.square().sum(0)
-    zero = r2 < torch.finfo(r2.dtype).tiny
-    return r2.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)
-
-
-def _polynomials(lmax: int, x: Tensor, y: Tensor, z: Tensor, r2: Tensor | float) -> list[Tensor]:
+def _polynomials(lmax: int, x: Tensor, y: Tensor, z: Tensor, r2: Tensor) -> list[Tensor]:
     """List the components in the order l² + l + m."""
     result: list[Tensor] = [x] * (lmax + 1) ** 2
     result[0] = torch.ones_like(x)
@@ -82,24 +77,20 @@ def _polynomials(lmax: int, x: Tensor, y: Tensor, z: Tensor, r2: Tensor | float)
     return result
 
 
-def _raise_degree(result: list[Tensor], lmax: int, m: int, y: Tensor, r2: Tensor | float) -> None:
+def _raise_degree(result: list[Tensor], lmax: int, m: int, y: Tensor, r2: Tensor) -> None:
     """Fill degrees m+1 to ``lmax`` of the orders ±m from degree m, by
 
     Y[l] = sqrt((4l²−1)/(l²−m²)) · (y Y[l−1] − sqrt(((l−1)²−m²)/(4(l−1)²−1)) r² Y[l−2]).
     """
     for degree in range(m + 1, lmax + 1):
         rise = math.sqrt((4 * degree**2 - 1) / (degree**2 - m**2))
-        fall = rise * math.sqrt(((degree - 1) ** 2 - m**2) / (4 * (degree - 1) ** 2 - 1))
+        if degree > m + 1:
+            below = (degree - 1) ** 2
+            drop = (rise * math.sqrt((below - m**2) / (4 * below - 1))) * r2
         step = rise * y
-        drop = fall * r2 if degree > m + 1 else 0.0
         for order in {m, -m}:
             here = degree**2 + degree + order
-            if degree == 1:
-                result[here] = step
-                continue
-            value = step * result[here - 2 * degree]
-            if degree == 2 and m == 0:
-                value = value - drop
-            elif degree > m + 1:
-                value = value - drop * result[here - 4 * degree + 2]
+            value = step if degree == 1 else step * result[here - 2 * degree]
+            if degree > m + 1:
+                value = value - (drop if degree == 2 else drop * result[here - 4 * degree + 2])
             result[here] = value
