@@ -1,1 +1,1 @@
-"""The main job, end to end, on what ships with the package: what `mlip demo` and `make demo` run."""
+"""The main job, end to end, on what ships with the package: what `mlip demo` runs."""
