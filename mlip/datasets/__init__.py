@@ -12,6 +12,7 @@ _PUBLIC = {
     "StructureStore": "mlip.datasets.store",
     "StructureWriter": "mlip.datasets.store",
     "open_dataset": "mlip.datasets.collection",
+    "ConversionReport": "mlip.datasets.report",
     "split_indices": "mlip.datasets.split",
 }
 

@@ -117,7 +117,9 @@ def _entry(path: Path, index: int, content: Any, keys: LabelKeys | None) -> Entr
         structure, used, not_kept = extract(content, keys, entry.name)
     except DataError as error:
         return entry._replace(problem=str(error))
-    hints = () if structure.labelled else tuple(label_hints(content))
+    wanted = {"stress" if label == "virial" else label for label in (keys or LabelKeys()).named()}
+    complete = structure.labelled and wanted <= used.keys()
+    hints = () if complete else tuple(label_hints(content))
     return entry._replace(structure=structure, used=used, not_kept=not_kept, hints=hints)
 
 

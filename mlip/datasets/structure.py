@@ -171,31 +171,23 @@ def structure_to_graph(
         cutoff: neighbour cutoff, Å.
         index: position in the data set, used to name offenders (-1 if not given).
     """
-    import torch
-
-    from mlip.graph import AtomicGraph, neighbor_list
+    from mlip.graph import make_graph
 
     s = structure
-    edge_index, edge_shift = neighbor_list(s.positions, s.cell, s.pbc, cutoff)
-    n = len(s)
-    stress = s.stress if s.stress is not None and s.pbc.all() else np.full((3, 3), np.nan)
-    forces = s.forces if s.forces is not None else np.full((n, 3), np.nan)
-    scalars = {name: getattr(s, name) for name in ("energy", "charge", "spin")}
-    real = {name: np.nan if x is None else x for name, x in scalars.items()}
-    return AtomicGraph(
-        positions=torch.tensor(s.positions),
-        atomic_numbers=torch.tensor(s.numbers),
-        cell=torch.tensor(s.cell)[None],
-        pbc=torch.tensor(s.pbc)[None],
-        edge_index=torch.as_tensor(edge_index),
-        edge_shift=torch.as_tensor(edge_shift),
-        cutoff=torch.tensor([cutoff], dtype=torch.float64),
-        forces=torch.tensor(forces),
-        stress=torch.tensor(stress)[None],
-        tags=torch.tensor(s.tags if s.tags is not None else np.zeros(n, dtype=np.int64)),
-        fixed=torch.tensor(s.fixed if s.fixed is not None else np.zeros(n, dtype=bool)),
-        index=torch.tensor([-1 if index is None else index]),
-        **{name: torch.tensor([x], dtype=torch.float64) for name, x in real.items()},
+    return make_graph(
+        s.numbers,
+        s.positions,
+        s.cell,
+        s.pbc,
+        cutoff,
+        energy=s.energy,
+        forces=s.forces,
+        stress=s.stress if s.pbc.all() else None,
+        charge=s.charge,
+        spin=s.spin,
+        tags=s.tags,
+        fixed=s.fixed,
+        index=index,
     )
 
 

@@ -1,0 +1,188 @@
+"""Collect what a data set contains, one structure at a time, in a few numbers a structure."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from mlip.datasets.structure import Array, Structure
+from mlip.graph import neighbor_list
+
+# Energies per atom of one composition further from their median than this many robust standard
+# deviations (1.4826 MAD, at least ENERGY_FLOOR), in groups of at least MIN_GROUP, are outliers.
+ENERGY_DEVIATIONS = 20.0
+ENERGY_FLOOR = 0.01  # eV/atom
+MIN_GROUP = 10
+LARGE_FORCE = 50.0  # eV/Å
+SHORT_DISTANCE = 0.5  # of the sum of two covalent radii
+SEARCH_RADII = (2.0, 4.0, 8.0)  # Å
+NO_VALUE = float("nan")
+
+QUANTITIES = {
+    "atoms": "",
+    "energy per atom": "eV",
+    "largest force": "eV/Å",
+    "largest stress": "eV/Å³",
+    "volume per atom": "Å³",
+    "nearest distance": "Å",
+}
+
+
+class Statistics:
+    """Numbers of every structure added so far, in order."""
+
+    def __init__(self) -> None:
+        self._columns = {name: array("d") for name in QUANTITIES}
+        self._closest = array("d")  # nearest distance over the sum of covalent radii
+        self._hashes = array("Q")
+        self._groups = array("L")
+        self._files = array("L")
+        self._compositions: dict[bytes, int] = {}
+        self.element_atoms: Counter[int] = Counter()
+        self.element_frames: Counter[int] = Counter()
+        self.config_types: Counter[str] = Counter()
+        self.labelled: Counter[str] = Counter()
+        self.zero_forces_on_fixed = 0
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def add(self, structure: Structure, file: int = 0) -> None:
+        """Add a structure that comes from the input number ``file``.
+
+        Raises:
+            InputError: two atoms coincide.
+        """
+        s, n = structure, len(structure)
+        distance, ratio = nearest_distance(s)
+        volume = abs(float(np.linalg.det(s.cell))) / n if s.pbc.all() else NO_VALUE
+        values = {
+            "atoms": n,
+            "energy per atom": NO_VALUE if s.energy is None else s.energy / n,
+            "largest force": NO_VALUE if s.forces is None else _largest_norm(s.forces),
+            "largest stress": NO_VALUE if s.stress is None else float(np.abs(s.stress).max()),
+            "volume per atom": volume,
+            "nearest distance": distance,
+        }
+        for name, value in values.items():
+            self._columns[name].append(value)
+        self._closest.append(ratio)
+        self._hashes.append(geometry_hash(s))
+        self._files.append(file)
+        self._count(s)
+
+    def column(self, name: str) -> Array:
+        """Give one quantity of every structure; NaN where it has none."""
+        return np.array(self._columns[name])
+
+    def files(self) -> Array:
+        """Give the input number of every structure."""
+        return np.array(self._files, dtype=np.int64)
+
+    def hashes(self) -> Array:
+        """Give the geometry hash of every structure."""
+        return np.array(self._hashes, dtype=np.uint64)
+
+    def outliers(self) -> dict[int, str]:
+        """Find suspicious structures; gives a reason for each index."""
+        found: dict[int, str] = {}
+        energy, group = self.column("energy per atom"), np.array(self._groups, dtype=np.int64)
+        for members in _members(np.where(np.isnan(energy), -1, group)):
+            if len(members) < MIN_GROUP:
+                continue
+            off = energy[members] - np.median(energy[members])
+            width = max(ENERGY_FLOOR, 1.4826 * float(np.median(np.abs(off))))
+            for i, x in zip(members, off, strict=True):
+                if abs(x) > ENERGY_DEVIATIONS * width:
+                    found[int(i)] = f"energy {x:+.3g} eV/atom from the median of its composition"
+        force = self.column("largest force")
+        for i in np.flatnonzero(force > LARGE_FORCE):
+            found[int(i)] = f"force of {force[i]:.4g} eV/Å"
+        distance = self.column("nearest distance")
+        for i in np.flatnonzero(np.array(self._closest) < SHORT_DISTANCE):
+            found[int(i)] = f"two atoms {distance[i]:.3g} Å apart"
+        return dict(sorted(found.items()))
+
+    def duplicates(self) -> tuple[int, int]:
+        """Count structures whose exact geometry came before, and those with another energy."""
+        same = [m for m in _members(np.unique(self.hashes(), return_inverse=True)[1]) if len(m) > 1]
+        energy = self.column("energy per atom")
+        differ = sum(int(np.ptp(e[~np.isnan(e)]) > 1e-6) for m in same if (e := energy[m]).any())
+        return sum(len(m) - 1 for m in same), differ
+
+    def overlap(self, a: int, b: int) -> int:
+        """Count geometries of input ``b`` that are also in input ``a``."""
+        hashes, files = self.hashes(), self.files()
+        return int(np.isin(hashes[files == b], hashes[files == a]).sum())
+
+    def ranges(self) -> dict[str, dict[str, Any]]:
+        """Give minimum, median and maximum of each quantity that occurs."""
+        result: dict[str, dict[str, Any]] = {}
+        for name, unit in QUANTITIES.items():
+            values = self.column(name)
+            values = values[~np.isnan(values)]
+            if values.size:
+                low, middle, high = (float(f(values)) for f in (np.min, np.median, np.max))
+                result[name] = {"min": low, "median": middle, "max": high, "unit": unit}
+        return result
+
+    def _count(self, s: Structure) -> None:
+        counts = np.bincount(s.numbers)
+        present = np.flatnonzero(counts)
+        for z in present.tolist():
+            self.element_atoms[z] += int(counts[z])
+            self.element_frames[z] += 1
+        reduced = counts // np.gcd.reduce(counts[present])
+        group = self._compositions.setdefault(reduced.tobytes(), len(self._compositions))
+        self._groups.append(group)
+        if "config_type" in s.info:
+            self.config_types[str(s.info["config_type"])] += 1
+        for label in ("energy", "forces", "stress"):
+            self.labelled[label] += getattr(s, label) is not None
+        if s.fixed is not None and s.fixed.any() and s.forces is not None:
+            self.zero_forces_on_fixed += not s.forces[s.fixed].any()
+
+
+def geometry_hash(structure: Structure) -> int:
+    """Hash elements, positions, cell and pbc exactly (64 bits); labels do not count."""
+    s = structure
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (s.numbers, s.positions + 0.0, s.cell + 0.0, s.pbc):  # + 0.0: no negative zeros
+        digest.update(part.tobytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def nearest_distance(structure: Structure) -> tuple[float, float]:
+    """Give the shortest distance, Å, and the shortest over the sum of covalent radii.
+
+    Images count; both are NaN when no two atoms come closer than 8 Å.
+
+    Raises:
+        InputError: two atoms coincide.
+    """
+    from ase.data import covalent_radii
+
+    s = structure
+    for radius in SEARCH_RADII:
+        (source, target), shift = neighbor_list(s.positions, s.cell, s.pbc, radius)
+        if source.size:
+            vectors = s.positions[source] + shift @ s.cell - s.positions[target]
+            lengths = np.linalg.norm(vectors, axis=1)
+            radii = covalent_radii[s.numbers]
+            return float(lengths.min()), float((lengths / (radii[source] + radii[target])).min())
+    return NO_VALUE, NO_VALUE
+
+
+def _largest_norm(forces: Array) -> float:
+    return float(np.linalg.norm(forces, axis=1).max())
+
+
+def _members(group: Array) -> list[Array]:
+    """Give the indices of each group; a negative group is none."""
+    order = np.argsort(group, kind="stable")
+    order = order[group[order] >= 0]
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if order.size else []
