@@ -58,6 +58,11 @@ class FacetConfig(BaseModel):
     hidden: tuple[tuple[int, ...], ...] = Field(
         ((32, 32, 32), (32, 32, 32)), description="channels of l = 0, 1, … after each block"
     )
+    message: tuple[int, ...] | None = Field(
+        None,
+        description="channels of the summed messages, which may reach higher degrees than the "
+        "features that travel (sphere_product only); default: as the block's features",
+    )
     embedding: int = Field(32, gt=0, description="channels of the element embedding")
     outputs: int = Field(32, gt=0, description="scalars of the last block")
     lmax_edge: int | None = Field(None, ge=0, description="edge harmonics; default as hidden")
@@ -106,6 +111,13 @@ class FacetConfig(BaseModel):
             raise ValueError("elements are atomic numbers from 1 to 118")
         if any(len(channels) < 2 or min(channels) < 1 for channels in self.hidden):
             raise ValueError("each entry of hidden needs channels for l = 0 and l = 1 at least")
+        if self.message is not None:
+            if self.node_update != "sphere_product":
+                raise ValueError("message needs node_update: sphere_product")
+            if len(self.message) < 2 or min(self.message) < 1:
+                raise ValueError("message needs channels for l = 0 and l = 1 at least")
+            if len(self.message) < max(len(channels) for channels in self.hidden):
+                raise ValueError("message must reach the highest degree of hidden")
         return self
 
 
@@ -122,9 +134,7 @@ class FacetBlock(nn.Module):
 
     def __init__(self, config: FacetConfig, channels_in: tuple[int, ...], target: tuple[int, ...]):
         super().__init__()
-        scalar_only = len(target) == 1
-        gated = config.node_update == "gate"
-        mixed = (target[0] + sum(target[1:]), *target[1:]) if gated else target
+        mixed = _message_channels(config, target)
         self.target = target
         self.residual = config.block_residual
         self.residual_normalization = config.residual_normalization
@@ -137,28 +147,7 @@ class FacetBlock(nn.Module):
         self.radial = MLP(widths, "normalized_silu")
         self.after = EquivariantLinear(self.signature.out_channels, mixed)
         self.skip = EquivariantLinear(channels_in, mixed)
-        self.update: nn.Module
-        if gated:
-            self.update = GateUpdate(target)
-        elif scalar_only:
-            self.update = ScalarUpdate(
-                target[0], config.activation, config.final_activation, config.mixer_normalization
-            )
-        elif config.node_update == "sphere_grid":
-            self.update = SphereGridUpdate(
-                mixed,
-                target,
-                (*config.grid, config.quadrature),
-                config.mixer_hidden,
-                config.mixer_heads,
-                config.activation,
-                config.final_activation,
-                config.mixer_normalization,
-            )
-        else:
-            self.update = SphereProductUpdate(
-                mixed, target, config.product_order, config.product_hidden
-            )
+        self.update = _node_update(config, mixed, target)
         initial = 0.0 if config.residual_normalization else 1.0
         self.residual_gain = ChannelGain(target, initial) if config.block_residual else None
         self.output_gain = ChannelGain(target, 1.0) if config.output_normalization else None
@@ -310,6 +299,29 @@ class Facet(nn.Module):
         return (mean * _unit_softplus(self.global_scale) + offset)[batch]
 
 
+def _message_channels(config: FacetConfig, target: tuple[int, ...]) -> tuple[int, ...]:
+    """Channels of the summed messages of a block; gates are extra scalars."""
+    if config.node_update == "gate":
+        return (target[0] + sum(target[1:]), *target[1:])
+    return config.message or target
+
+
+def _node_update(
+    config: FacetConfig, mixed: tuple[int, ...], target: tuple[int, ...]
+) -> nn.Module:
+    if config.node_update == "gate":
+        return GateUpdate(target)
+    options = (config.activation, config.final_activation, config.mixer_normalization)
+    if len(mixed) == 1:
+        return ScalarUpdate(target[0], *options)
+    if config.node_update == "sphere_grid":
+        grid = (*config.grid, config.quadrature)
+        return SphereGridUpdate(
+            mixed, target, grid, config.mixer_hidden, config.mixer_heads, *options
+        )
+    return SphereProductUpdate(mixed, target, config.product_order, config.product_hidden)
+
+
 def _unit_softplus(x: Tensor) -> Tensor:
     """softplus(x + ln(e − 1)), which is 1 at x = 0."""
     return nn.functional.softplus(x + 0.541324854612918)
@@ -318,7 +330,7 @@ def _unit_softplus(x: Tensor) -> Tensor:
 def _lmax_edge(config: FacetConfig) -> int:
     if config.lmax_edge is not None:
         return config.lmax_edge
-    return max(len(channels) for channels in config.hidden) - 1
+    return max(len(channels) for channels in (config.message or (), *config.hidden)) - 1
 
 
 def _radial_basis(config: FacetConfig) -> nn.Module:

@@ -86,8 +86,8 @@ class SphereProductUpdate(nn.Module):
 
     Features become ``order`` functions on the sphere for each channel; their running products
     f1·f2, f1·f2·f3, … are projected back. Such a product of functions of degree L is a polynomial
-    of degree (order + 1)·L under the projection integral, so the smallest Gauss–Legendre grid of
-    that degree makes it exact (28 points for L = 2, order 2) where the published mixer needs 306
+    of degree order·L + L_out under the projection integral, so the smallest Gauss–Legendre grid
+    of that degree makes it exact (28 points for L = 2, order 2) where the published mixer needs 306
     points for 1e-3. Products conserve the parity (−1)^l. Invariants pass an MLP that yields the
     scalars and one gate for each channel of higher degree.
     """
@@ -100,21 +100,22 @@ class SphereProductUpdate(nn.Module):
         hidden: int,
     ) -> None:
         super().__init__()
-        lmax = len(channels_in) - 1
+        lmax, lmax_out = len(channels_in) - 1, len(channels_out) - 1
         width = max(channels_in[1:])
         n_products = order - 1
         self.order = order
         self.channels_out = tuple(channels_out)
         self.up = EquivariantLinear(channels_in, (order * width,) * (lmax + 1))
         joined = [n + n_products * width for n in channels_in]
-        self.down = EquivariantLinear(joined, channels_out)
+        self.down = EquivariantLinear(joined[: lmax_out + 1], channels_out)
         self.invariants = MLP([joined[0], hidden, sum(channels_out)])
-        self.grid = ((order + 1) * lmax, lmax)
+        self.grid = (order * lmax + lmax_out, lmax)
+        self.n_out = (lmax_out + 1) ** 2
 
     def forward(self, y: Features) -> Features:
         """Map [N, 2l+1, channels_in[l]] to [N, 2l+1, channels_out[l]]."""
         to_grid = table_like(y[0], _minimal_to_grid, *self.grid)
-        from_grid = table_like(y[0], _minimal_from_grid, *self.grid)
+        from_grid = table_like(y[0], _minimal_from_grid, *self.grid)[: self.n_out]
         values = to_grid @ stack_degrees(self.up(y))  # [N, G, order·C]
         factors = values.chunk(self.order, dim=2)
         product = factors[0]
@@ -123,7 +124,7 @@ class SphereProductUpdate(nn.Module):
             product = product * factor
             products.append(product)
         v = split_degrees(from_grid @ torch.cat(products, dim=2))
-        joined = tuple(torch.cat([a, b], dim=2) for a, b in zip(y, v, strict=True))
+        joined = tuple(torch.cat([a, b], dim=2) for a, b in zip(y, v, strict=False))
         linear = self.down(joined)
         gates = self.invariants(joined[0]).split(self.channels_out, dim=2)
         return (
