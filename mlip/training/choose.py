@@ -1,0 +1,82 @@
+"""Choose the settings that a user left open from what the training set holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlip.errors import InputError
+from mlip.models import config_class
+from mlip.training.config import TrainConfig
+from mlip.training.data import Survey
+
+DEFAULT_CUTOFF = 5.0  # Å
+_TARGET_STEPS = 20_000  # of a run without `epochs`
+_SIZES = (  # force components below which a size is used, Facet channels
+    (3_000, ((16, 8, 4), (16, 8, 4))),
+    (100_000, ((32, 16, 8), (32, 16, 8))),
+    (float("inf"), ((32, 32, 32), (32, 32, 32))),
+)
+
+
+def cutoff_of(config: TrainConfig) -> float:
+    """Return the neighbour cutoff of the model that will be trained, Å.
+
+    Raises:
+        InputError: not a positive number.
+    """
+    cutoff = config.model.get("cutoff", DEFAULT_CUTOFF)
+    if not isinstance(cutoff, int | float) or not cutoff > 0:
+        raise InputError(f"model.cutoff is {cutoff!r}: expected a length in Å, e.g. 5.0")
+    return float(cutoff)
+
+
+def choose_settings(config: TrainConfig, train: Survey) -> TrainConfig:
+    """Fill in model size, elements, batch size and number of epochs.
+
+    Args:
+        config: settings as the user gave them; what is set stays.
+        train: survey of the training set.
+    """
+    batch = config.batch
+    if batch.max_edges is None:
+        batch = batch.model_copy(update={"max_edges": _edge_budget(train)})
+    epochs = config.epochs
+    if epochs is None:
+        steps = max(1, int(train.n_edges.sum()) // (batch.max_edges or 1))
+        limited = config.max_steps is not None or config.max_time_minutes is not None
+        epochs = 1_000_000 if limited else int(np.clip(_TARGET_STEPS // steps, 20, 1000))
+    out = config.out if config.out is not None else default_folder(config)
+    return config.model_copy(
+        update={
+            "batch": batch,
+            "epochs": epochs,
+            "model": _model_settings(config.model, train),
+            "out": str(Path(out).resolve()),
+        }
+    )
+
+
+def default_folder(config: TrainConfig) -> str:
+    """Name a run folder after the training data."""
+    return str(Path("runs") / Path(config.data.train[0]).name.split(".")[0])
+
+
+def _edge_budget(train: Survey) -> int:
+    """Aim at 100 batches an epoch of 1 to 32 structures; the largest structure must fit."""
+    structures = float(np.clip(len(train.n_atoms) / 100, 1, 32))
+    wanted = structures * float(train.n_edges.mean())
+    return max(int(np.ceil(wanted)), int(train.n_edges.max()), 1)
+
+
+def _model_settings(given: dict[str, Any], train: Survey) -> dict[str, Any]:
+    fields = config_class(given["name"]).model_fields
+    settings: dict[str, Any] = {
+        "elements": train.elements,
+        "cutoff": DEFAULT_CUTOFF,
+        "average_neighbors": max(train.average_neighbors, 1.0),
+        "hidden": next(hidden for limit, hidden in _SIZES if train.forces_count < limit),
+    }
+    return {**{k: v for k, v in settings.items() if k in fields}, **given}

@@ -1,0 +1,241 @@
+"""Settings of a training run: strict models, YAML with overrides, the resolved file.
+
+Nothing here looks at the data; settings left at None are chosen from it in `mlip.training.choose`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mlip.errors import InputError
+from mlip.files import atomic_write
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Settings):
+    """Where the structures come from and how they are read."""
+
+    train: tuple[str, ...] = Field(min_length=1)  # files that ASE reads, or native stores
+    valid: tuple[str, ...] | None = None  # None: `valid_fraction` of the training set
+    test: tuple[str, ...] | None = None  # evaluated once, at the end
+    valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    keys: dict[str, str] | None = None  # label names, e.g. {energy: REF_energy}
+    memory_limit_GB: NonNegative = 4.0  # graphs are kept in memory below this size
+    workers: Annotated[int, Field(ge=0)] = 0  # loader processes, used above that size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        paths = {k: [v] for k, v in values.items() if k in _PATH_KEYS and isinstance(v, str)}
+        return {**values, **paths}
+
+
+_PATH_KEYS = ("train", "valid", "test")
+
+
+class LossConfig(_Settings):
+    """Weights and shape of the loss; residuals in eV per atom, eV/Å and eV/Å³.
+
+    ``huber`` is |x| − δ/2 beyond δ and x²/(2δ) within it, so that its slope is one at large
+    residuals whatever δ is; ``l1`` is |x|, ``mse`` is x².
+    """
+
+    kind: Literal["huber", "l1", "mse"] = "huber"
+    energy_weight: NonNegative = 1.0
+    forces_weight: NonNegative = 10.0
+    stress_weight: NonNegative = 10.0
+    energy_weight_final: NonNegative | None = None  # takes over at `switch_fraction`
+    switch_fraction: Fraction = 0.7
+    energy_delta: Positive = 0.01
+    forces_delta: Positive = 0.1
+    stress_delta: Positive = 0.01
+
+
+class OptimizerConfig(_Settings):
+    """AdamW; the weight decay acts on matrices only."""
+
+    lr: Positive = 5e-3
+    weight_decay: NonNegative = 1e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    amsgrad: bool = False
+
+
+class ScheduleConfig(_Settings):
+    """Linear warm-up, then a cosine that reaches `lr_min_fraction` at the end of the run."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    lr_min_fraction: Fraction = 0.01
+
+
+class BatchConfig(_Settings):
+    """Size of a batch (of one process): both budgets hold."""
+
+    max_edges: Count | None = None  # None: chosen from the data
+    max_atoms: Count | None = None  # None: no limit
+
+
+class CheckpointConfig(_Settings):
+    """How often the state that `--resume` needs is written (also at the end)."""
+
+    minutes: Positive = 2.0
+    steps: Count | None = None
+
+
+class TrainConfig(_Settings):
+    """A training run. None means: chosen from the data and written to the resolved file."""
+
+    data: DataConfig
+    model: dict[str, Any] = Field(default_factory=lambda: {"name": "facet"})
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    batch: BatchConfig = BatchConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    epochs: Count | None = None
+    max_steps: Count | None = None  # ends the run earlier; the schedule is fitted to it
+    max_time_minutes: Positive | None = None  # likewise; such a run is not reproducible bit for bit
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # 0 switches it off
+    gradient_clip: Positive | None = 10.0
+    reference_energies: dict[str, float] | None = None  # eV per element; None: fitted
+    zbl: bool = False
+    precision: Literal["float32", "float64"] = "float32"
+    device: str = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    tensorboard: bool = False
+    level_of_theory: str | None = None
+    licence: str | None = None
+    out: str | None = None  # run folder; None: runs/<name of the data>
+
+    @field_validator("model")
+    @classmethod
+    def _name_the_model(cls, model: dict[str, Any]) -> dict[str, Any]:
+        return {"name": "facet", **model}
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        loss = self.loss
+        final = loss.energy_weight if loss.energy_weight_final is None else loss.energy_weight_final
+        if max(loss.energy_weight, final, loss.forces_weight, loss.stress_weight) == 0:
+            raise ValueError("all loss weights are zero: nothing would be learned")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without Python objects, reading 1e-3 as a number (YAML 1.1 takes it for text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> TrainConfig:
+    """Read a YAML file and apply ``a.b=c`` overrides.
+
+    Raises:
+        InputError: missing file, bad YAML, or a setting that is unknown or out of range.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise InputError(f"configuration file {path} not found") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping such as  data: {{train: frames.extxyz}}")
+    return build_config(values, overrides, source=str(path))
+
+
+def build_config(
+    values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "settings"
+) -> TrainConfig:
+    """Validate settings given as nested mappings, after applying ``a.b=c`` overrides.
+
+    Raises:
+        InputError: an unknown key (the text names the nearest one) or a bad value.
+    """
+    try:
+        merged = json.loads(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: only plain values are allowed ({error})") from None
+    for override in overrides:
+        apply_override(merged, override)
+    try:
+        return TrainConfig.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(f"{source}: " + describe_errors(error, TrainConfig)) from None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one entry of nested mappings in place from ``a.b=c`` (c is read as YAML)."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {override!r}: expected  key.subkey=value")
+    *parents, last = key.strip().split(".")
+    node = values
+    for part in parents:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise InputError(f"--set {override!r}: {part!r} is a value, not a group of settings")
+        node = child
+    try:
+        node[last] = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: cannot read the value: {error}") from None
+
+
+def write_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+    """Write all settings as YAML that `load_config` reads back to an equal object."""
+    values = config.model_dump(mode="json")
+    with atomic_write(path, "w") as file:
+        yaml.safe_dump(values, file, sort_keys=False)
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
+    """Say in one line per problem which setting is wrong, with the nearest known name."""
+    return "; ".join(_describe(item, model) for item in error.errors())
+
+
+def _describe(item: Any, model: type[BaseModel]) -> str:
+    location = [str(part) for part in item["loc"]]
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        return f"unknown setting {name!r}: {hint}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"{name or 'settings'}: {message} (got {item['input']!r})" if name else message
+
+
+def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

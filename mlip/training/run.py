@@ -1,0 +1,370 @@
+"""Train a potential: from settings to a run folder with a checkpoint; resume one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from mlip.errors import InputError, UnknownElementError, require
+from mlip.files import atomic_write
+from mlip.models import create_model
+from mlip.potential import Potential
+from mlip.training.choose import choose_settings, cutoff_of, default_folder
+from mlip.training.config import TrainConfig, load_config, write_config
+from mlip.training.data import GraphSet, Splits, Survey, describe_files, loader, open_splits
+from mlip.training.losses import weights_at
+from mlip.training.metrics import ErrorSums
+from mlip.training.references import References, fit_references, given_references, summarise
+from mlip.training.report import RunLog
+from mlip.training.sampler import EdgeBudgetSampler
+from mlip.training.schedule import progress_of
+from mlip.training.state import Position, read_newest_state, state_files
+
+if TYPE_CHECKING:
+    from mlip.training.module import TrainingModule
+
+CONFIG_FILE, DATA_FILE, POTENTIAL_FILE = "config.yaml", "data.json", "potential.safetensors"
+
+
+class TrainResult(NamedTuple):
+    """What a finished run leaves.
+
+    path: the potential with the best averaged weights. folder: the run folder.
+    metrics: errors by name, ``valid_…`` and ``test_…`` (units in the names).
+    """
+
+    path: Path
+    folder: Path
+    metrics: dict[str, float]
+
+
+def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult:
+    """Train a potential in a new run folder.
+
+    Under ``torchrun`` every process calls this; the first one writes.
+
+    Args:
+        config: settings; those left at None are chosen from the data.
+        console: where the report goes, default the standard output.
+
+    Raises:
+        InputError: bad settings or data, or the folder already holds a run.
+        MlipError: loss or gradient is not finite; the text names the structures.
+        MissingExtraError: Lightning is not installed.
+    """
+    require("lightning", extra="train")
+    folder = Path(config.out if config.out is not None else default_folder(config))
+    if state_files(folder) or (folder / POTENTIAL_FILE).exists():
+        raise InputError(
+            f"{folder} already holds a training run: continue it with  mlip train --resume "
+            f"{folder}  or choose another folder (--out)"
+        )
+    return _run(config, resume=False, console=console)
+
+
+def resume(folder: str | os.PathLike[str], *, console: Console | None = None) -> TrainResult:
+    """Continue a run that was stopped or killed, from the last state it wrote.
+
+    On the CPU the losses continue bit for bit (without `max_time_minutes`).
+
+    Raises:
+        InputError: no run in this folder, or its data files have changed.
+        CheckpointError: the state files are damaged.
+    """
+    require("lightning", extra="train")
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no training run ({CONFIG_FILE} is missing)")
+    config = load_config(path).model_copy(update={"out": str(Path(folder).resolve())})
+    return _run(config, resume=True, console=console)
+
+
+def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> TrainResult:
+    rank, world_size = _process()
+    console = console or Console(soft_wrap=True)
+    console = console if rank == 0 else Console(quiet=True)
+    with _quiet_lightning():
+        splits = open_splits(config.data, cutoff_of(config), config.seed)
+        config = choose_settings(config, splits.train.survey)
+        assert config.out is not None
+        folder = Path(config.out)
+        files = {part: describe_files(paths) for part, paths in _paths(config).items()}
+        if resume:
+            _check_same_data(folder, files)
+        elif rank == 0:
+            write_config(config, folder / CONFIG_FILE)
+            with atomic_write(folder / DATA_FILE, "w") as file:
+                json.dump(files, file, indent=1)
+        references = _references(config, splits.train.survey)
+        potential = _build(config, splits.train.survey, references, files)
+        _check_elements(potential, splits)
+        _announce(console, config, splits, potential, references, world_size)
+        stored = read_newest_state(folder) if resume else None
+        position, tensors = stored or (Position(), {})
+        if resume:
+            console.print(f"resuming after step {position.global_step}")
+        sampler = _sampler(config, splits.train, shuffle=True)
+        with contextlib.ExitStack() as stack:
+            log = None
+            if rank == 0:
+                board = config.tensorboard
+                log = stack.enter_context(RunLog(folder, position, console, tensorboard=board))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            module = _fit(config, splits, potential, sampler, position, tensors, log)
+        return _finish(config, splits, module, console)
+
+
+def _fit(
+    config: TrainConfig,
+    splits: Splits,
+    potential: Potential,
+    sampler: EdgeBudgetSampler,
+    position: Position,
+    tensors: dict[str, Any],
+    log: RunLog | None,
+) -> TrainingModule:
+    """Run Lightning's loop from `position` to the end of the run."""
+    import lightning.pytorch as pl
+
+    from mlip.training.module import TrainingModule
+
+    module = TrainingModule(potential, config, splits, sampler, position, log)
+    module.restored = tensors
+    assert config.epochs is not None
+    if progress_of(config, position, sampler.steps(position.epoch)) >= 1.0:
+        module.restore_weights()
+        return module
+    sampler.start(position.epoch, position.step)
+    _rank, world_size = _process()
+    trainer = pl.Trainer(
+        max_epochs=config.epochs - position.epoch,
+        accelerator=_accelerator(config.device),
+        strategy=_strategy() if world_size > 1 else "auto",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1,
+        num_nodes=world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        num_sanity_val_steps=0,
+        default_root_dir=config.out,
+    )
+    valid = _sampler(config, splits.valid, shuffle=False)
+    workers = config.data.workers
+    trainer.fit(
+        module,
+        loader(splits.train, sampler, workers=workers),
+        loader(splits.valid, valid, workers=workers),
+    )
+    return module
+
+
+def _sampler(config: TrainConfig, part: GraphSet, *, shuffle: bool) -> EdgeBudgetSampler:
+    """Give shuffled training batches, or validation batches that fit any structure."""
+    rank, world_size = _process()
+    assert config.batch.max_edges is not None
+    found = part.survey
+    max_edges, max_atoms = config.batch.max_edges, config.batch.max_atoms
+    if not shuffle:
+        max_edges = max(max_edges, int(found.n_edges.max()))
+        max_atoms = None if max_atoms is None else max(max_atoms, int(found.n_atoms.max()))
+    return EdgeBudgetSampler(
+        found.n_atoms,
+        found.n_edges,
+        max_edges=max_edges,
+        max_atoms=max_atoms,
+        seed=config.seed if shuffle else None,
+        rank=rank,
+        world_size=world_size,
+        even=shuffle,
+    )
+
+
+def _references(config: TrainConfig, found: Survey) -> References:
+    fitted = config.reference_energies is None
+    if config.reference_energies is None:
+        energies = fit_references(found.counts, found.energies, found.elements)
+    else:
+        energies = given_references(config.reference_energies, found.elements)
+    return summarise(energies, found.counts, found.energies, fitted=fitted)
+
+
+def _build(
+    config: TrainConfig, found: Survey, references: References, files: dict[str, Any]
+) -> Potential:
+    """Build the potential with weights drawn from the seed of the run."""
+    name = config.model["name"]
+    settings = {key: value for key, value in config.model.items() if key != "name"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = create_model(name, settings)
+    model.to({"float32": torch.float32, "float64": torch.float64}[config.precision])
+    scale = found.forces_rms or references.rmse
+    metadata = {
+        "model": name,
+        "level_of_theory": config.level_of_theory,
+        "licence": config.licence,
+        "training_data": files,
+        "training_settings": config.model_dump(mode="json", exclude={"data", "out"}),
+    }
+    return Potential(
+        model,
+        reference_energies=references.energies,
+        scale=scale if scale > 0 else 1.0,
+        zbl=config.zbl,
+        metadata=metadata,
+    )
+
+
+def _finish(
+    config: TrainConfig, splits: Splits, module: TrainingModule, console: Console
+) -> TrainResult:
+    """Export the best averaged weights and measure them on the validation and test sets."""
+    assert config.out is not None
+    potential, folder = module.potential, Path(config.out)
+    module.use_best()
+    metrics: dict[str, float] = {}
+    for name, part in (("valid", splits.valid), ("test", splits.test)):
+        if part is not None:
+            found = evaluate_set(potential, part, config)
+            metrics.update({f"{name}_{key}": value for key, value in found.items()})
+    potential.metadata["metrics"] = {k: v for k, v in metrics.items() if v == v}
+    potential.metadata["best_epoch"] = module.position.best_epoch
+    path = folder / POTENTIAL_FILE
+    if _process()[0] == 0:
+        potential.save(path)
+        console.print(f"best epoch {module.position.best_epoch}; potential written to {path}")
+    return TrainResult(path, folder, metrics)
+
+
+def evaluate_set(potential: Potential, part: GraphSet, config: TrainConfig) -> dict[str, float]:
+    """Compute loss and errors of a potential on a set, on this process alone."""
+    from mlip.training.module import evaluate_batch
+
+    sampler = _sampler(config, part, shuffle=False)
+    sampler.rank, sampler.world_size = 0, 1
+    sums = ErrorSums()
+    for batch in loader(part, sampler):
+        sums.add(evaluate_batch(potential, batch.to(potential.device), config))
+    return sums.result(weights_at(config.loss, 1.0))
+
+
+def _announce(
+    console: Console,
+    config: TrainConfig,
+    splits: Splits,
+    potential: Potential,
+    references: References,
+    world_size: int,
+) -> None:
+    for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
+        if part is not None:
+            found = part.survey
+            console.print(
+                f"{name}: {len(part)} structures, {found.n_atoms.sum()} atoms, "
+                f"{found.average_neighbors:.1f} neighbours within {part.cutoff:g} Å, labels: "
+                f"{(found.energies == found.energies).sum()} energies, "
+                f"{found.forces_count // 3} forces, {found.stress_count} stresses",
+                highlight=False,
+            )
+            if part.graphs is None:
+                console.print(f"{name}: graphs exceed data.memory_limit_GB, built when needed")
+    for line in references.lines():
+        console.print(line, highlight=False)
+    weights = sum(p.numel() for p in potential.model.parameters())
+    console.print(
+        f"{config.model['name']}: {weights} weights, {config.precision}, scale "
+        f"{float(potential.to_header()['scale'][_first_symbol(potential)]):.4g} eV; batches of "
+        f"{config.batch.max_edges} edges, {config.epochs} epochs, {world_size} process"
+        f"{'es' if world_size > 1 else ''}; run folder {config.out}",
+        highlight=False,
+    )
+    if config.loss.energy_weight == 0 or config.loss.forces_weight == 0:
+        console.print("warning: a quantity shown below has weight 0 in the loss", style="yellow")
+
+
+def _first_symbol(potential: Potential) -> str:
+    return str(potential.to_header()["elements"][0])
+
+
+def _check_elements(potential: Potential, splits: Splits) -> None:
+    for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
+        if part is None:
+            continue
+        unknown = sorted(set(part.survey.elements) - set(potential.elements))
+        if unknown:
+            column = part.survey.elements.index(unknown[0])
+            i = int(part.survey.counts[:, column].nonzero()[0][0])
+            raise UnknownElementError(
+                f"data.{name} holds atomic numbers {unknown} (first in {part.name(i)}) that the "
+                "training set or model.elements does not: add such structures to the training "
+                "set, or take these out"
+            )
+
+
+def _paths(config: TrainConfig) -> dict[str, tuple[str, ...]]:
+    parts = {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
+    return {name: paths for name, paths in parts.items() if paths is not None}
+
+
+def _check_same_data(folder: Path, files: dict[str, Any]) -> None:
+    path = folder / DATA_FILE
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != files:
+        raise InputError(
+            f"the data files of the run in {folder} have changed since it began (see {path}): "
+            "restore them, or start a new run"
+        )
+
+
+def _process() -> tuple[int, int]:
+    """Return rank and number of processes; more than one only under ``torchrun``."""
+    if not torch.distributed.is_torchelastic_launched():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def _accelerator(device: str) -> str:
+    """Translate `device` for Lightning."""
+    if device == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"device is {device!r}: use auto, cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch finds no CUDA device: use cpu or auto")
+    return {"cpu": "cpu", "cuda": "gpu"}[kind]
+
+
+def _strategy() -> Any:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    return DDPStrategy(
+        process_group_backend="nccl" if torch.cuda.is_available() else "gloo",
+        find_unused_parameters=True,
+        broadcast_buffers=False,
+    )
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's notices for the duration of a run, and only Lightning's."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        try:
+            logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            logger.setLevel(level)
