@@ -1,0 +1,94 @@
+"""The ``mlip`` command: finds the subcommands, and turns expected errors into one line.
+
+A subcommand's file is imported only when that subcommand runs, so that help is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from mlip import __version__
+from mlip.errors import MlipError
+
+COMMANDS = {
+    "relax": "Relax structures: atoms, and the cell if wanted.",
+    "md": "Run molecular dynamics on a structure.",
+    "predict": "Predict energies, forces and stress of any number of structures.",
+    "evaluate": "Compare a potential with labelled structures.",
+    "train": "Train a potential.",
+    "convert": "Convert structures and labels to a native store, with a report.",
+    "info": "Show a potential's card, or versions and devices.",
+    "demo": "Run the main job on what ships: relax, simulate, compare, train.",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """List commands from the table above; import one only when it is to run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        loaded = ctx.meta.get("mlip.load") or ctx.resilient_parsing
+        return _load(cmd_name) if loaded else TyperCommand(cmd_name, help=COMMANDS[cmd_name])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        ctx.meta["mlip.load"] = True
+        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[arg-type]  # names to suggest
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MlipError as error:
+            typer.secho(f"error: {' '.join(str(error).split())}", fg="red", err=True)
+            raise typer.Exit(2) from None
+
+
+def _load(name: str) -> Any:
+    function = getattr(importlib.import_module(f"mlip.cli.{name}"), name)
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name, help=function.__doc__ or COMMANDS[name])(function)
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Machine-learning interatomic potentials: train them, relax crystals, run dynamics.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlip {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

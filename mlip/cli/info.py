@@ -1,0 +1,98 @@
+"""``mlip info``: print the header of a potential's file, or versions and devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PACKAGES = (
+    "torch", "torch-geometric", "ase", "numpy", "numba", "lmdb", "vesin", "safetensors",
+    "lightning", "matplotlib", "pymatgen", "cupy-cuda13x",
+)  # fmt: skip
+
+
+def info(
+    potential: Annotated[
+        str | None, typer.Argument(help="File of a potential, or name of a shipped one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a potential's card, or versions and devices."""
+    facts = _environment() if potential is None else _card(potential)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        _print(facts)
+
+
+def _card(potential: str) -> dict[str, Any]:
+    from mlip.checkpoint import read_header
+    from mlip.errors import CheckpointError
+    from mlip.potential import shipped_potentials
+
+    shipped = shipped_potentials()
+    path = Path(potential)
+    if not path.is_file():
+        if potential not in shipped:
+            raise CheckpointError(
+                f"{potential}: no such file, and no shipped potential has this name; shipped are: "
+                f"{', '.join(shipped) or '(none)'}"
+            )
+        path = shipped[potential]
+    return {"file": f"{path} ({path.stat().st_size / 1e6:.2f} MB)", **read_header(path)}
+
+
+def _environment() -> dict[str, Any]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from mlip import __version__
+    from mlip.potential import shipped_potentials
+
+    facts: dict[str, Any] = {
+        "mlip": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+    }
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    facts["cpu threads"] = torch.get_num_threads()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    facts["gpus"] = [torch.cuda.get_device_name(k) for k in gpus] or "none"
+    facts["shipped potentials"] = sorted(shipped_potentials()) or "none"
+    return facts
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(_text(value)))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    """Show nested facts one a line, short lists on one."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_inline(item)}" for key, item in value.items()) or "–"
+    return _inline(value)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_inline, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
+    return str(value)

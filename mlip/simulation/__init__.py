@@ -1,0 +1,1 @@
+"""Use a potential: ASE calculator, relaxation, molecular dynamics, prediction and evaluation."""
