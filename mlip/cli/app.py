@@ -40,7 +40,7 @@ class _LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         ctx.meta["mlip.load"] = True
-        self.commands = dict.fromkeys(COMMANDS)  # type: ignore[arg-type]  # names to suggest
+        self.commands = {name: TyperCommand(name) for name in COMMANDS}  # to suggest
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -50,6 +50,7 @@ class Calculator(ase_calculator.Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012
+    atoms: Atoms | None
 
     def __init__(
         self,

@@ -12,9 +12,9 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -71,7 +71,8 @@ def _error_table() -> dict[str, Errors]:
     return {"energy": Errors(), "forces": Errors(), "stress": Errors()}
 
 
-class FrameError(NamedTuple):
+@dataclass(frozen=True)
+class FrameError:
     """How wrong one frame is: energy error, eV/atom, and force RMSE, eV/Å; NaN without label."""
 
     index: int
@@ -133,11 +134,12 @@ class EvaluationReport:
                 kind: {name: errors.summary() for name, errors in table.items()}
                 for kind, table in sorted(self.configurations.items())
             },
-            "worst": [frame._asdict() for frame in self.worst],
+            "worst": [asdict(frame) for frame in self.worst],
         }
 
 
-class _Frame(NamedTuple):
+@dataclass(frozen=True)
+class _Frame:
     index: int
     name: str
     structure: Structure | DataError

@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.io.trajectory import Trajectory
 
 from mlip.errors import InputError
-from mlip.simulation.output import extxyz_text
+from mlip.simulation.output import clear_write_errors, extxyz_text
 
 
 class LogFile:
@@ -35,7 +35,10 @@ class LogFile:
 
     def append(self, values: Sequence[Any]) -> None:
         """Write one line."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with (
+            clear_write_errors(self.path),
+            self.path.open("a", newline="", encoding="utf-8") as file,
+        ):
             csv.writer(file, lineterminator="\n").writerow(values)
 
     def length(self) -> int:
@@ -83,12 +86,13 @@ class TrajectoryFile:
 
     def append(self, atoms: Atoms) -> None:
         """Write one frame with the results of its calculator."""
-        if self.binary:
-            with Trajectory(str(self.path), "a") as file:
-                file.write(atoms)
-        else:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(extxyz_text(atoms))
+        with clear_write_errors(self.path):
+            if self.binary:
+                with Trajectory(str(self.path), "a") as file:
+                    file.write(atoms)
+            else:
+                with self.path.open("a", encoding="utf-8") as text:
+                    text.write(extxyz_text(atoms))
 
     def length(self) -> int:
         """Bytes (.traj: frames) written, made durable."""
@@ -120,6 +124,6 @@ def _too_short(path: Path) -> str:
 def _durable_size(path: Path) -> int:
     if not path.exists():
         return 0
-    with path.open("rb") as file:
+    with clear_write_errors(path), path.open("rb") as file:
         os.fsync(file.fileno())
     return path.stat().st_size

@@ -5,10 +5,12 @@ The record beside the files says how long each of them was when so many structur
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -17,8 +19,20 @@ from ase import Atoms
 from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from mlip.errors import InputError
+from mlip.errors import InputError, MlipError
 from mlip.files import atomic_write
+
+
+@contextlib.contextmanager
+def clear_write_errors(path: Path) -> Iterator[None]:
+    """Turn a failure to append to a file into one clear error; what was committed stays."""
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise MlipError(
+            f"cannot write {path}: {reason}; free space, then go on with --resume"
+        ) from error
 
 
 class ResumableFiles:
@@ -84,21 +98,28 @@ class ResumableFiles:
     def _open(self, lengths: Sequence[int]) -> None:
         for path, length in zip(self.files, lengths, strict=True):
             part = _part(path)
-            part.parent.mkdir(parents=True, exist_ok=True)
+            with clear_write_errors(path):
+                part.parent.mkdir(parents=True, exist_ok=True)
             renamed = length and not part.exists() and path.exists()
             if renamed and path.stat().st_size == length:  # killed while finishing
                 path.replace(part)
             if length and (not part.exists() or part.stat().st_size < length):
                 raise InputError(f"{part}: gone or shortened; start again without --resume")
-            handle = part.open("r+b" if length else "wb")
-            handle.truncate(length)
-            handle.seek(length)
+            with clear_write_errors(path):
+                handle = part.open("r+b" if length else "wb")
+                handle.truncate(length)
+                handle.seek(length)
             self._handles.append(handle)
 
     def append(self, *chunks: str) -> None:
-        """Write one piece of text to each file, in their order."""
-        for handle, chunk in zip(self._handles, chunks, strict=True):
-            handle.write(chunk.encode())
+        """Write one piece of text to each file, in their order.
+
+        Raises:
+            MlipError: the disk is full or gone.
+        """
+        for path, handle, chunk in zip(self.files, self._handles, chunks, strict=True):
+            with clear_write_errors(path):
+                handle.write(chunk.encode())
 
     def commit(self, done: int, counts: Mapping[str, int] | None = None) -> None:
         """Make everything appended so far durable.
@@ -107,9 +128,10 @@ class ResumableFiles:
             done: structures finished so far.
             counts: further counts for the record; they come back on resuming.
         """
-        for handle in self._handles:
-            handle.flush()
-            os.fsync(handle.fileno())
+        for path, handle in zip(self.files, self._handles, strict=True):
+            with clear_write_errors(path):
+                handle.flush()
+                os.fsync(handle.fileno())
         self.done = done
         self.counts = dict(counts or self.counts)
         self._write_record()
@@ -138,9 +160,10 @@ class ResumableFiles:
             json.dump(state, file, indent=1)
 
     def _close(self) -> None:
-        for handle in self._handles:
-            handle.close()
-        self._handles = []
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            with contextlib.suppress(OSError):  # flushed before, or an error is on its way
+                handle.close()
 
     def __enter__(self) -> ResumableFiles:
         return self

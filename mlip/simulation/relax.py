@@ -25,7 +25,7 @@ from mlip.graph import as_atoms
 from mlip.simulation.calculator import as_calculator, describe
 from mlip.simulation.guards import FusionGuard, not_finite
 from mlip.simulation.inputs import NamedStructure
-from mlip.simulation.output import ResumableFiles, extxyz_text, with_results
+from mlip.simulation.output import ResumableFiles, clear_write_errors, extxyz_text, with_results
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"fire": FIRE, "lbfgs": LBFGS}
 # What the cell may do, as settings of ASE's filter; fixed has none.
@@ -381,7 +381,7 @@ def _trajectory_options(path: Path) -> dict[str, Any]:
 
 def _extxyz_writer(atoms: Atoms, path: Path) -> Callable[[], None]:
     def write() -> None:
-        with path.open("a", encoding="utf-8") as file:
+        with clear_write_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(extxyz_text(with_results(atoms, _results(atoms))))
 
     return write
