@@ -34,13 +34,14 @@ class Size(NamedTuple):
 
     nvt_ps: float = 2.0
     nve_ps: float = 1.0
+    relax_steps: int = 300
     volumes: int = 11
     frames: int = 80
     epochs: int = 30
 
 
 FULL = Size()
-QUICK = Size(nvt_ps=0.1, nve_ps=0.1, volumes=7, frames=12, epochs=2)
+QUICK = Size(nvt_ps=0.1, nve_ps=0.1, relax_steps=100, volumes=7, frames=12, epochs=2)
 
 
 def run_demo(
@@ -124,7 +125,9 @@ class _Demo:
         """Relax one structure per crystal."""
         structures = known.structures_to_relax(dict(chosen), quick=quick)
         with self.stage("relax", "relax structures") as report:
-            rows = stages.relax_structures(structures, calculator, self.out / "relax", report)
+            rows = stages.relax_structures(
+                structures, calculator, self.out / "relax", report, steps=self.size.relax_steps
+            )
         self.values["relaxations"] = rows
         self.problems += [
             f"relaxation of {row['name']}: {row['status']} {row['message']}".strip()
@@ -136,7 +139,11 @@ class _Demo:
         """Measure each crystal and plot energy over volume beside DFT."""
         with self.stage("crystals", "measure crystals") as report:
             rows, curves = stages.measure_crystals(
-                dict(chosen), calculator, report, points=self.size.volumes
+                dict(chosen),
+                calculator,
+                report,
+                points=self.size.volumes,
+                steps=self.size.relax_steps,
             )
         self.values["crystals"] = rows
         self.problems += [f"{s}: {row['error']}" for s, row in rows.items() if "error" in row]
@@ -187,7 +194,7 @@ class _Demo:
         panels = {
             label: {
                 name: [row[f"{part}_{column}"] for row in found.epochs]
-                for name, part in (("training", "train"), ("validation", "valid"))
+                for name, part in (("training", "train"), ("validation (EMA)", "valid"))
             }
             for label, column in (
                 ("energy MAE (meV/atom)", "energy_mae_meV_per_atom"),

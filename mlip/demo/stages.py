@@ -31,7 +31,7 @@ Report = Callable[[int, int, str], None]
 
 
 def relax_structures(
-    structures: list[Relaxation], calculator: Any, folder: Path, report: Report
+    structures: list[Relaxation], calculator: Any, folder: Path, report: Report, *, steps: int
 ) -> list[dict[str, Any]]:
     """Relax each structure; the steps of each go to an extxyz file of its name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def relax_structures(
             optimizer="fire" if cell == "fixed" else "lbfgs",
             cell=cell,
             fmax=0.01,
-            steps=300,
+            steps=steps,
             trajectory=path,
         )
         start = ase.io.read(path, index=0)
@@ -68,7 +68,7 @@ def relax_structures(
 
 
 def measure_crystals(
-    crystals: dict[str, Crystal], calculator: Any, report: Report, *, points: int = 11
+    crystals: dict[str, Crystal], calculator: Any, report: Report, *, points: int, steps: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, properties.EquationOfState]]:
     """Compute lattice constant, equation of state and elastic constants of each crystal.
 
@@ -81,7 +81,8 @@ def measure_crystals(
         report(i, len(crystals), f"{symbol} {crystal.lattice}")
         rows[symbol] = {"lattice": crystal.lattice, "dft": _dft(crystal)}
         try:
-            relaxed = properties.relax_crystal(crystal.cell(1.01), calculator, isotropic=True)
+            start = crystal.cell(1.01)
+            relaxed = properties.relax_crystal(start, calculator, isotropic=True, steps=steps)
             curves[symbol] = properties.equation_of_state(
                 relaxed, calculator, volume_range=0.1, points=points
             )

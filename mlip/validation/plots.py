@@ -166,7 +166,7 @@ def _energy_volume_panel(
             label="DFT $V_0$, $B$",
         )
         text += f"\nDFT {dft.bulk_modulus_GPa:.3g} GPa"
-    axes.text(0.5, 0.62, text, transform=axes.transAxes, ha="center", va="center", fontsize="small")
+    axes.text(0.5, 0.52, text, transform=axes.transAxes, ha="center", va="center", fontsize="small")
     axes.margins(y=0.12)
 
 
