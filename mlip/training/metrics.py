@@ -43,9 +43,7 @@ class ErrorSums:
         """Return loss and errors by the names of `COLUMNS`; NaN where there was no label."""
         absolute, square, components, penalties, labels = self.values.tolist()
         found = {
-            "loss": sum(
-                w * p / n for w, p, n in zip(weights, penalties, labels, strict=True) if n
-            )
+            "loss": sum(w * p / n for w, p, n in zip(weights, penalties, labels, strict=True) if n)
         }
         for i, (name, unit, scale) in enumerate(_COLUMNS):
             n = components[i] or math.nan

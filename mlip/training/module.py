@@ -24,7 +24,6 @@ from mlip.training.data import Splits
 from mlip.training.ema import WeightAverage
 from mlip.training.losses import (
     Residuals,
-    Weights,
     loss_terms,
     residuals,
     structure_losses,
@@ -70,6 +69,7 @@ class TrainingModule(pl.LightningModule):
         self.potential = potential
         self.config, self.splits, self.sampler = config, splits, sampler
         self.position, self.log_file = position, log
+        self._trained = [p for p in potential.parameters() if p.requires_grad]
         self.average = WeightAverage(potential, config.ema_decay)
         self.best: dict[str, Tensor] = {}
         self.train_sums, self.valid_sums = ErrorSums(), ErrorSums()
@@ -89,10 +89,10 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """Build AdamW with weight decay on matrices only."""
         settings = self.config.optimizer
-        trained = [p for p in self.potential.parameters() if p.requires_grad]
+        matrices = [p for p in self._trained if p.dim() > 1]
         groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": [p for p in self._trained if p.dim() <= 1], "weight_decay": 0.0},
         ]
         return AdamW(
             [group for group in groups if group["params"]],
@@ -102,16 +102,19 @@ class TrainingModule(pl.LightningModule):
             fused=True,
         )
 
-    def on_train_batch_start(self, batch: AtomicGraph, batch_idx: int) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Set learning rate, loss weights and random numbers from the position."""
         progress = progress_of(self.config, self.position, self._steps_in_epoch)
         self._lr = learning_rate(self.config, self.position, progress)
         self._weights = weights_at(self.config.loss, progress)
         for group in self._optimizer().param_groups:
             group["lr"] = self._lr
-        torch.manual_seed(step_seed(self.config.seed, self.global_rank, self.position.global_step))
+        seed = step_seed(self.config.seed, self.global_rank, self.position.global_step)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also queues CUDA's
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
-    def training_step(self, batch: AtomicGraph, batch_idx: int) -> Tensor:
+    def training_step(self, batch: AtomicGraph) -> Tensor:
         """Return the loss of a batch, scaled so that DDP's mean of gradients is their sum."""
         prediction = self.potential(
             batch, forces=self.with_forces, stress=self.with_stress, create_graph=True
@@ -126,13 +129,10 @@ class TrainingModule(pl.LightningModule):
         self._batch = batch
         return weighted_loss(terms, sums[4], self._weights) * self.trainer.world_size
 
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, *args: Any, **kwargs: Any
-    ) -> None:
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         """Clip by the norm of all gradients, and refuse one that is not finite."""
         limit = self.config.gradient_clip
-        parameters = [p for p in self.potential.parameters() if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained, math.inf if limit is None else limit)
         self._gradient_norm = float(norm)
         if not math.isfinite(self._gradient_norm):
             names = ", ".join(self._names(self._batch))
@@ -141,12 +141,12 @@ class TrainingModule(pl.LightningModule):
                 f"in a batch of {names}: lower optimizer.lr, or look at these structures"
             )
 
-    def on_train_batch_end(self, outputs: Any, batch: AtomicGraph, batch_idx: int) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         """Count the step, average the weights, log, and write the state if it is due."""
         self.position.step += 1
         self.position.global_step += 1
         self.position.elapsed = self._elapsed()
-        self.average.update(self.potential)
+        self.average.update()
         self.position.ema_updates = self.average.updates
         if self.log_file is not None:
             self.log_file.step(self.position, self._lr, self._loss, self._gradient_norm)
@@ -160,9 +160,9 @@ class TrainingModule(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Validate with the averaged weights."""
         self.valid_sums = ErrorSums()
-        self._swapped.enter_context(self.average.applied(self.potential))
+        self._swapped.enter_context(self.average.applied())
 
-    def validation_step(self, batch: AtomicGraph, batch_idx: int) -> None:
+    def validation_step(self, batch: AtomicGraph) -> None:
         """Add the errors of a batch."""
         self.valid_sums.add(evaluate_batch(self.potential, batch, self.config))
 
@@ -197,6 +197,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Put back the state that a resumed run starts from."""
+        self.average.follow_device()
         if self.restored:
             self.restore_weights()
             restore_optimizer(self._optimizer(), self.potential, below("optimizer", self.restored))
@@ -206,9 +207,7 @@ class TrainingModule(pl.LightningModule):
     def restore_weights(self) -> None:
         """Put back the weights, their average and the best ones."""
         self.potential.load_state_dict(below("model", self.restored))
-        for name, tensor in below("average", self.restored).items():
-            self.average.weights[name].copy_(tensor)
-        self.average.updates = self.position.ema_updates
+        self.average.restore(below("average", self.restored), self.position.ema_updates)
         self.best = {k: v.to(self.device) for k, v in below("best", self.restored).items()}
 
     def use_best(self) -> None:
@@ -239,7 +238,7 @@ class TrainingModule(pl.LightningModule):
     # -- helpers ----------------------------------------------------------------------------
 
     def transfer_batch_to_device(
-        self, batch: AtomicGraph, device: torch.device, dataloader_idx: int
+        self, batch: AtomicGraph, device: torch.device, *_: Any
     ) -> AtomicGraph:
         """Move a batch; on the CPU it is there already."""
         return batch if device.type == "cpu" else batch.to(device, non_blocking=True)
@@ -291,6 +290,3 @@ def evaluate_batch(potential: Potential, batch: AtomicGraph, config: TrainConfig
 def step_seed(seed: int, rank: int, step: int) -> int:
     """Return the seed of torch's generator at a step: a function of the position alone."""
     return (seed * 1_000_003 + rank * 7919 + step * 2_654_435_761) % (2**63 - 1)
-
-
-__all__ = ["TrainingModule", "Weights", "evaluate_batch", "step_seed"]

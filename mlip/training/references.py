@@ -74,9 +74,7 @@ def fit_references(
     return {z: float(mu) for z, mu in zip(elements, solution, strict=True)}
 
 
-def given_references(
-    energies: Mapping[str, float], elements: tuple[int, ...]
-) -> dict[int, float]:
+def given_references(energies: Mapping[str, float], elements: tuple[int, ...]) -> dict[int, float]:
     """Turn reference energies by symbol into energies by atomic number.
 
     Raises:

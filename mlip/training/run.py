@@ -118,7 +118,8 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
             if rank == 0:
                 board = config.tensorboard
                 log = stack.enter_context(RunLog(folder, position, console, tensorboard=board))
-            stack.enter_context(torch.random.fork_rng(devices=[]))
+            used = range(torch.cuda.device_count()) if _accelerator(config.device) == "gpu" else ()
+            stack.enter_context(torch.random.fork_rng(devices=used))
             module = _fit(config, splits, potential, sampler, position, tensors, log)
         return _finish(config, splits, module, console)
 
@@ -207,7 +208,7 @@ def _build(
     name = config.model["name"]
     settings = {key: value for key, value in config.model.items() if key != "name"}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         model = create_model(name, settings)
     model.to({"float32": torch.float32, "float64": torch.float64}[config.precision])
     scale = found.forces_rms or references.rmse
@@ -234,6 +235,7 @@ def _finish(
     assert config.out is not None
     potential, folder = module.potential, Path(config.out)
     module.use_best()
+    potential.to("cuda" if _accelerator(config.device) == "gpu" else "cpu")
     metrics: dict[str, float] = {}
     for name, part in (("valid", splits.valid), ("test", splits.test)):
         if part is not None:
@@ -242,6 +244,7 @@ def _finish(
     potential.metadata["metrics"] = {k: v for k, v in metrics.items() if v == v}
     potential.metadata["best_epoch"] = module.position.best_epoch
     path = folder / POTENTIAL_FILE
+    potential.to("cpu")
     if _process()[0] == 0:
         potential.save(path)
         console.print(f"best epoch {module.position.best_epoch}; potential written to {path}")
