@@ -144,12 +144,13 @@ def _is_extxyz(path: Path) -> bool:
 
 
 def _ase_format(path: Path) -> str | None:
-    from ase.io.formats import UnknownFileTypeError, filetype
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
     try:
-        return filetype(str(path), read=True)
+        name = filetype(str(path), read=True)
     except (UnknownFileTypeError, OSError, EOFError, UnicodeDecodeError):
         return None
+    return name if name in ioformats and ioformats[name].can_read else None
 
 
 def _read_trajectory(path: Path, start: int) -> Iterator[tuple[int, Atoms | DataError]]:

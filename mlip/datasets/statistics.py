@@ -111,7 +111,8 @@ class Statistics:
         """Count structures whose exact geometry came before, and those with another energy."""
         same = [m for m in _members(np.unique(self.hashes(), return_inverse=True)[1]) if len(m) > 1]
         energy = self.column("energy per atom")
-        differ = sum(int(np.ptp(e[~np.isnan(e)]) > 1e-6) for m in same if (e := energy[m]).any())
+        labels = [e[~np.isnan(e)] for e in (energy[m] for m in same)]
+        differ = sum(len(e) > 1 and np.ptp(e) > 1e-6 for e in labels)
         return sum(len(m) - 1 for m in same), differ
 
     def overlap(self, a: int, b: int) -> int:

@@ -277,14 +277,14 @@ class StructureStore(Sequence[Structure]):
             i += len(self)
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path} has {len(self)} entries, there is no entry {index}")
-        with self._environment().begin() as transaction:
-            data = transaction.get(entry_key(i))
-        if data is None or zlib.crc32(data) != self._index["crc32"][i]:
-            what = "missing" if data is None else "damaged (wrong checksum)"
-            raise DataError(f"{self.path}: entry {i} is {what}: copy or write the file again")
         try:
+            with self._environment().begin() as transaction:
+                data = transaction.get(entry_key(i))
+            if data is None or zlib.crc32(data) != self._index["crc32"][i]:
+                what = "missing" if data is None else "damaged (wrong checksum)"
+                raise DataError(f"the entry is {what}: copy or write the file again")
             return decode(data)
-        except DataError as error:
+        except (DataError, lmdb.Error) as error:
             raise DataError(f"{self.path}: entry {i}: {error}") from None
 
     def n_atoms(self) -> Array:
