@@ -37,6 +37,20 @@ def build_calculator(potential: str, device: str, dtype: str) -> Any:
     return calculator
 
 
+def load_model(potential: str, device: str, dtype: str) -> Any:
+    """Load a potential and print which one, where and in which precision."""
+    from mlip.potential import load_potential
+    from mlip.simulation.calculator import check_device
+
+    check_device(device)
+    model = load_potential(potential, device, dtype)
+    typer.echo(
+        f"potential {potential} (hash {model.model_hash()}), device {device}, dtype {dtype}",
+        err=True,
+    )
+    return model
+
+
 def progress_bar() -> Progress:
     """Make a progress display on stderr: name, bar, counts, time left."""
     from rich.console import Console

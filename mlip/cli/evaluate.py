@@ -12,6 +12,7 @@ from mlip.cli import (
     DeviceOption,
     DtypeOption,
     PotentialOption,
+    load_model,
     number,
     progress_bar,
 )
@@ -47,11 +48,9 @@ def evaluate(
     """
     from rich.console import Console
 
-    from mlip.potential import load_potential
     from mlip.simulation.evaluate import evaluate as run
 
-    model = load_potential(potential, device, dtype)
-    typer.echo(f"potential {potential} (hash {model.model_hash()}), {device}, {dtype}", err=True)
+    model = load_model(potential, device, dtype)
     with progress_bar() as progress:
         task = progress.add_task("evaluate", total=None, note="")
         report = run(

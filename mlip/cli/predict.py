@@ -13,6 +13,7 @@ from mlip.cli import (
     DtypeOption,
     PotentialOption,
     ResumeOption,
+    load_model,
     progress_bar,
 )
 
@@ -33,11 +34,9 @@ def predict(
     Structures that fail are named in OUT.errors.csv and do not stop the others. The exit code is 0
     only if none failed.
     """
-    from mlip.potential import load_potential
     from mlip.simulation.predict import predict as run
 
-    model = load_potential(potential, device, dtype)
-    typer.echo(f"potential {potential} (hash {model.model_hash()}), {device}, {dtype}", err=True)
+    model = load_model(potential, device, dtype)
     with progress_bar() as progress:
         task = progress.add_task("predict", total=None, note="")
 

@@ -121,16 +121,20 @@ def _print(rows: list[RelaxRow], output: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("structure", "atoms", "status", "energy (eV)", "max force (eV/Å)", box=None)
-    for column in ("max stress (GPa)", "steps", "message"):
-        table.add_column(column)
+    table = Table(box=None)
+    table.add_column("structure", overflow="fold")
+    for header in ("atoms", "status", "energy\n(eV)", "max force\n(eV/Å)", "max stress\n(GPa)"):
+        table.add_column(header, no_wrap=True)
+    table.add_column("steps")
     bad = [row for row in rows if row.status != "converged"]
     shown = rows if len(rows) <= SHOWN else bad[:SHOWN]
     for row in shown:
         style = STATUS_STYLES[row.status]
         values = [number(row.energy), number(row.max_force), number(row.max_stress_GPa, 3)]
         status = f"[{style}]{row.status}[/{style}]"
-        table.add_row(row.name, str(row.atoms), status, *values, str(row.steps), row.message)
+        table.add_row(row.name, str(row.atoms), status, *values, str(row.steps))
     console = Console()
     console.print(table)
+    for row in bad[:SHOWN]:
+        console.print(f"{row.name}: {row.message}", markup=False, highlight=False)
     console.print(f"{len(rows) - len(bad)} of {len(rows)} converged; written to {output}")

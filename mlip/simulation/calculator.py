@@ -46,7 +46,7 @@ class Calculator(ase_calculator.Calculator):
 
     Raises:
         CheckpointError: the file is missing, damaged or of another version.
-        InputError: unknown dtype, or a negative skin.
+        InputError: unknown dtype, a device that is not there, or a negative skin.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012
@@ -66,6 +66,7 @@ class Calculator(ase_calculator.Calculator):
             self.potential = _converted(potential, device, dtype)
         else:
             path = Path(potential)
+            check_device(device or "cpu")
             self._source = str(path.resolve()) if path.is_file() else str(potential)
             self.potential = load_potential(self._source, device or "cpu", dtype or "float32")
             self.potential.requires_grad_(False)
@@ -206,6 +207,19 @@ def as_calculator(
     )
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device if this machine has it.
+
+    Raises:
+        InputError: no such device; the text lists those there are.
+    """
+    gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    available = ["cpu", *(["cuda"] if gpus else []), *gpus]
+    if str(device) not in available:
+        raise InputError(f"device is {str(device)!r}; this machine has {', '.join(available)}")
+    return torch.device(device)
+
+
 def describe(calculator: Any) -> str:
     """Name a calculator in run records: equal names give equal numbers on one machine."""
     if isinstance(calculator, Calculator):
@@ -221,7 +235,7 @@ def _converted(
     wanted = potential.dtype if dtype is None else getattr(torch, str(dtype).split(".")[-1], None)
     if wanted not in (torch.float32, torch.float64):
         raise InputError(f"dtype is {dtype!r}; use 'float32' or 'float64'")
-    place = potential.device if device is None else torch.device(device)
+    place = potential.device if device is None else check_device(device)
     if wanted == potential.dtype and place == potential.device:
         return potential
     return copy.deepcopy(potential).to_dtype(wanted).to(place)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,30 @@ def test_md_that_diverges_has_its_own_exit_code(model, tmp_path):
     assert "diverged" in result.output
 
 
+def test_md_survives_a_kill(model, structures, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["md", structures, "-p", model, "--ensemble", "nvt-langevin", "--temperature", 300,
+              "--steps", 400, "--interval", 7, "--log-interval", 3,
+              "--checkpoint-interval", 20]  # fmt: skip
+    run(*common, "--out", whole)
+    command = [sys.executable, "-m", "mlip.cli.app", *map(str, common), "--out", str(parts)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = parts.with_name("parts.csv")
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < 25:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert log.read_text().count("\n") < 130
+    run(*common, "--out", parts, "--resume")
+    for ending in (".extxyz", ".csv"):
+        assert parts.with_name("parts" + ending).read_bytes() == (
+            whole.with_name("whole" + ending).read_bytes()
+        )
+
+
 def test_predict(model, structures, tmp_path):
     write(tmp_path / "more.extxyz", Atoms("U"))
     out = tmp_path / "p.extxyz"
@@ -162,6 +188,8 @@ def test_info(model):
         (("md", "IN", "--dtype", "float16", "--steps", "5"), "float32"),
         (("md", "IN", "--steps", "5", "--repeat", "0", "1", "1"), "1 or more"),
         (("evaluate", "IN"), "no structure has energy"),
+        (("evaluate", "IN", "--device", "warp"), "this machine has cpu"),
+        (("relax", "IN", "--device", "cuda:99"), "this machine has cpu"),
     ],
 )
 def test_errors_are_one_line(model, structures, tmp_path, arguments, text, monkeypatch):

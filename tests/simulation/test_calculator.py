@@ -230,6 +230,9 @@ def test_dtype_and_device_are_honoured_or_refused(facet, copper, tmp_path):
     for dtype in ("float16", "banana"):
         with pytest.raises(InputError, match="float32"):
             Calculator(facet, dtype=dtype)
+    for source in (facet, tmp_path / "model.safetensors"):
+        with pytest.raises(InputError, match="this machine has cpu"):
+            Calculator(source, device="cuda:99")
 
 
 def test_says_once_what_it_is(morse, copper, caplog):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 import shutil
 
 import numpy as np
@@ -15,7 +17,7 @@ from ase.io import read
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
-from mlip.errors import CheckpointError, InputError
+from mlip.errors import CheckpointError, InputError, MlipError
 from mlip.simulation.calculator import Calculator
 from mlip.simulation.md import run_md
 
@@ -319,6 +321,20 @@ def test_fusing_atoms_stop_the_run(morse):
     result = run_md(atoms, morse, steps=200, timestep_fs=0.5, max_temperature_K=1e9)
     assert result.status == "diverged"
     assert "atoms 0 (Cu) and 1 (Cu) collapsed" in result.message
+
+
+def test_a_full_disk_is_one_clear_error(cube, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MlipError, match="disk is full"):
+        run_md(cube, EMT(), steps=4, **ENSEMBLES["nve"], **files(tmp_path))
+    monkeypatch.setattr("mlip.simulation.md_files.extxyz_text", full)
+    with pytest.raises(MlipError, match=r"run\.extxyz: the disk is full"):
+        run_md(cube, EMT(), steps=4, **ENSEMBLES["nve"], **files(tmp_path))
+    monkeypatch.undo()
+    run_md(cube, EMT(), steps=4, **ENSEMBLES["nve"], **files(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,26 @@ def test_atoms_that_fuse_stop_the_run():
     assert 0.9 < result.atoms.get_distance(0, 1) < 1.4
 
 
+class Swelling(AseCalculator):
+    """Prefer ever larger cells."""
+
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        pressure = np.array([1.0, 1, 1, 0, 0, 0])
+        self.results = {"energy": -atoms.get_volume(), "stress": -pressure}
+        self.results["forces"] = np.zeros((len(atoms), 3))
+
+
+def test_a_cell_that_runs_away_stops_the_run():
+    atoms = bulk("Cu", "fcc", a=3.6)
+    result = relax(atoms, Swelling(), cell="iso", steps=1000)
+    assert result.status == "diverged"
+    assert "volume changed by a factor of" in result.message
+    assert 1 < result.atoms.get_volume() / atoms.get_volume() < 10
+
+
 def test_close_atoms_at_the_start_may_part():
     atoms = bulk("Cu", "fcc", a=3.6, cubic=True)
     atoms.positions[1] = atoms.positions[0] + [0.9, 0.1, 0]
