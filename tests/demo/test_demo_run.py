@@ -18,7 +18,7 @@ from mlip.cli.app import app
 from mlip.datasets import open_dataset
 from mlip.demo.crystals import reference_crystals, structures_to_relax, supercell
 from mlip.demo.learning import emt_frames
-from mlip.demo.run import run_demo
+from mlip.demo.run import QUICK, run_demo
 from mlip.errors import InputError
 from mlip.potential import Potential, shipped_potentials
 
@@ -124,15 +124,22 @@ def test_it_says_which_crystals_it_has(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_bad_potential_gives_problems_and_exit_code_one(demo: Demo, tmp_path: Path) -> None:
-    """The barely trained potential of the demo knows copper, and relaxes it badly or not at all."""
+def test_what_fails_is_a_problem_and_exit_code_one(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one step nothing relaxes; the potential of the demo knows copper alone."""
+    monkeypatch.setattr("mlip.demo.run.QUICK", QUICK._replace(relax_steps=1))
     path = demo.folder / demo.values["learning"]["potential"]
     arguments = ["demo", "--out", str(tmp_path / "out"), "--potential", str(path), "--quick"]
     result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
     values = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(values["crystals"]) == ["Cu"]
-    assert result.exit_code == (1 if values["problems"] else 0)
-    assert all(text[:20] in result.output for text in values["problems"])
+    relaxation, lattice = values["problems"]
+    assert relaxation.startswith("relaxation of cu-rattled: max_steps")
+    assert lattice.startswith("Cu: Cu4 did not relax")
+    assert lattice[:20] in result.output
+    assert values["dynamics"] is None
 
 
 @pytest.mark.skipif("mlearn-facet" not in shipped_potentials(), reason="no potential is shipped")
