@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def _edge_budget(train: Survey) -> int:
     structures = float(np.clip(len(train.n_atoms) / 100, 1, 32))
     wanted = structures * float(train.n_edges.mean())
     return max(int(np.ceil(wanted)), int(train.n_edges.max()), 1)
+
+
+def check_model_settings(given: dict[str, Any]) -> None:
+    """Refuse settings that the model does not have, naming the nearest one.
+
+    Raises:
+        InputError: unknown model or setting.
+    """
+    known = list(config_class(given["name"]).model_fields)
+    for key in given:
+        if key != "name" and key not in known:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise InputError(f"model {given['name']!r} has no setting {key!r}: {hint}")
 
 
 def _model_settings(given: dict[str, Any], train: Survey) -> dict[str, Any]:

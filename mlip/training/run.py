@@ -18,7 +18,7 @@ from mlip.errors import InputError, UnknownElementError, require
 from mlip.files import atomic_write
 from mlip.models import create_model
 from mlip.potential import Potential
-from mlip.training.choose import choose_settings, cutoff_of, default_folder
+from mlip.training.choose import check_model_settings, choose_settings, cutoff_of, default_folder
 from mlip.training.config import TrainConfig, load_config, write_config
 from mlip.training.data import GraphSet, Splits, Survey, describe_files, loader, open_splits
 from mlip.training.losses import weights_at
@@ -92,21 +92,23 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
     rank, world_size = _process()
     console = console or Console(soft_wrap=True)
     console = console if rank == 0 else Console(quiet=True)
+    check_model_settings(config.model)
+    _accelerator(config.device)
     with _quiet_lightning():
         splits = open_splits(config.data, cutoff_of(config), config.seed)
         config = choose_settings(config, splits.train.survey)
         assert config.out is not None
         folder = Path(config.out)
         files = {part: describe_files(paths) for part, paths in _paths(config).items()}
+        references = _references(config, splits.train.survey)
+        potential = _build(config, splits.train.survey, references, files)
+        _check_elements(potential, splits)
         if resume:
             _check_same_data(folder, files)
         elif rank == 0:
             write_config(config, folder / CONFIG_FILE)
             with atomic_write(folder / DATA_FILE, "w") as file:
                 json.dump(files, file, indent=1)
-        references = _references(config, splits.train.survey)
-        potential = _build(config, splits.train.survey, references, files)
-        _check_elements(potential, splits)
         _announce(console, config, splits, potential, references, world_size)
         stored = read_newest_state(folder) if resume else None
         position, tensors = stored or (Position(), {})

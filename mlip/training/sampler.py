@@ -18,7 +18,8 @@ class EdgeBudgetSampler(Sampler[list[int]]):
 
     The batches are a pure function of (sizes, budgets, seed, epoch, world size): no state is
     kept but the position, so a run resumes at any (epoch, step). Every structure appears once
-    an epoch; every rank has the same number of steps.
+    an epoch, and every rank has the same number of steps; only where each batch is a single
+    structure are fewer than `world_size` of them repeated to that end.
 
     Args:
         n_atoms: atoms of each structure, [n].
@@ -117,10 +118,15 @@ class EdgeBudgetSampler(Sampler[list[int]]):
         return closed + [batch for batch, _, _ in open_batches]
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
-        """Split batches until their number divides among the ranks."""
-        while self.even and len(batches) % self.world_size:
+        """Split batches until their number divides among the ranks.
+
+        Where every batch holds a single structure, the first ones are repeated instead.
+        """
+        while self.even and (missing := -len(batches) % self.world_size):
             largest = max(range(len(batches)), key=lambda b: len(batches[b]))
             batch = batches[largest]
+            if len(batch) == 1:
+                return batches + [[*batch] for batch in batches[:missing]]
             batches[largest] = batch[: len(batch) // 2]
             batches.append(batch[len(batch) // 2 :])
         return batches
