@@ -63,6 +63,9 @@ def test_summary_is_on_disk_and_lists_every_file(demo: Demo) -> None:
         assert (demo.folder / name).is_file()
         assert f"`{name}`" in text
         assert name in demo.printed
+    for ending in ("extxyz", "csv", "png", "lmdb"):
+        made = {str(p.relative_to(demo.folder)) for p in demo.folder.rglob(f"*.{ending}")}
+        assert made <= set(demo.values["files"])
     assert {path.stem for path in (demo.folder / "plots").iterdir()} == PLOTS
 
 
