@@ -5,6 +5,7 @@ The table ``READERS`` is the place where further formats join.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -188,21 +189,18 @@ def _read_with_ase(path: Path, start: int) -> Iterator[tuple[int, Atoms]]:
         yield from islice(enumerate(iread(str(path), index=":")), start, None)
 
 
-class _file_errors:  # noqa: N801  reads as a statement
+@contextlib.contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
     """Turn what ASE raises about a whole file into one clear error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        if kind is not None and issubclass(kind, Exception) and not issubclass(kind, DataError):
-            reason = str(error) or kind.__name__
-            raise DataError(
-                f"{self.path}: cannot be read ({reason}): is it complete? fetch or write it again"
-            ) from error
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # ASE raises whatever it trips over
+        reason = str(error) or type(error).__name__
+        raise DataError(
+            f"{path}: cannot be read ({reason}): is it complete? fetch or write it again"
+        ) from error
 
 
 READERS: tuple[Reader, ...] = (

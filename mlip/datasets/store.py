@@ -7,7 +7,6 @@ checksum of each entry, one block a transaction; ``<index, 12 digits>`` safetens
 
 from __future__ import annotations
 
-import contextlib
 import json
 import operator
 import os
@@ -242,8 +241,9 @@ class StructureWriter:
             transaction.put(PROGRESS_KEY, json.dumps(self.progress).encode())
 
     def _release(self) -> None:
-        with contextlib.suppress(OSError):
+        if self._lock_handle >= 0:
             os.close(self._lock_handle)
+            self._lock_handle = -1
 
 
 class StructureStore(Sequence[Structure]):

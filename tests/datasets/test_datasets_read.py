@@ -128,7 +128,7 @@ BAD_FRAMES = {
     "placeholder": (frame().replace("H 0 0 1", "X 0 0 1"), "atomic number 0"),
     "no atoms": (frame(rows=0), "no atoms"),
     "row missing": (frame(rows=2, says=3), "2 atoms, expected 3"),
-    "row too many": (frame(rows=3, says=2), "expected the number of atoms, found 'H 0 0 2"),
+    "row too many": (frame(rows=5, says=2), "expected the number of atoms, found 'H 0 0 2"),
     "flat cell": (
         frame().replace('pbc="F F F"', 'Lattice="5 0 0 0 5 0 0 0 0" pbc="T T T"'),
         "no volume but is periodic",
