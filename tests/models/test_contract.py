@@ -1,0 +1,13 @@
+"""Every model passes the inherited physics suite; one subclass each."""
+
+from __future__ import annotations
+
+from tests.model_contract import ModelContract
+
+
+class TestFacet(ModelContract):
+    model = (
+        "facet",
+        {"cutoff": 4.2, "hidden": ((6, 4, 3), (6, 4, 3)), "embedding": 6, "outputs": 6},
+    )
+    layers = 3
