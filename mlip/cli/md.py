@@ -24,43 +24,52 @@ if TYPE_CHECKING:
     from mlip.simulation.md import MDResult, MDRow
 
 
+OutOption = Annotated[
+    Path | None,
+    typer.Option(help="Prefix of the files written. Default: STRUCTURE-md.", metavar="PREFIX"),
+]
+EnsembleOption = Annotated[str, typer.Option(help="nve, nvt-langevin, nvt-bussi or npt.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option(help="K; also of velocities drawn if the structure has none.", metavar="K"),
+]
+TimestepOption = Annotated[float, typer.Option(help="Time step, fs.", metavar="FS")]
+StepsOption = Annotated[int | None, typer.Option(help="Length of the whole run in steps.")]
+TimeOption = Annotated[float | None, typer.Option(help="Length of the whole run.", metavar="PS")]
+PressureOption = Annotated[float, typer.Option(help="External pressure; npt only.", metavar="GPA")]
+CellOption = Annotated[str, typer.Option(help="npt only: iso (volume) or full (shape too).")]
+ThermostatOption = Annotated[
+    float,
+    typer.Option(help="Time constant; its inverse is the friction of Langevin.", metavar="FS"),
+]
+BarostatOption = Annotated[float, typer.Option(help="Time constant, npt only.", metavar="FS")]
+RepeatOption = Annotated[
+    tuple[int, int, int], typer.Option(help="Repeat the cell along its vectors.")
+]
+IntervalOption = Annotated[int, typer.Option(help="Steps between trajectory frames.")]
+LogIntervalOption = Annotated[int, typer.Option(help="Steps between lines of the log.")]
+CheckpointIntervalOption = Annotated[int, typer.Option(help="Steps between checkpoints.")]
+SeedOption = Annotated[int, typer.Option(help="Of velocities and random forces.")]
+
+
 def md(
     structure: Annotated[str, typer.Argument(help="Structure file; its last frame is taken.")],
     potential: PotentialOption = DEFAULT_POTENTIAL,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Prefix of the files written. Default: STRUCTURE-md.", metavar="PREFIX"),
-    ] = None,
-    ensemble: Annotated[str, typer.Option(help="nve, nvt-langevin, nvt-bussi or npt.")] = "nve",
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="K; also of velocities drawn if the structure has none.", metavar="K"),
-    ] = None,
-    timestep: Annotated[float, typer.Option(help="Time step, fs.", metavar="FS")] = 1.0,
-    steps: Annotated[int | None, typer.Option(help="Length of the whole run in steps.")] = None,
-    time: Annotated[
-        float | None, typer.Option(help="Length of the whole run, ps.", metavar="PS")
-    ] = None,
-    pressure: Annotated[
-        float, typer.Option(help="External pressure, GPa; npt only.", metavar="GPA")
-    ] = 0.0,
-    cell: Annotated[str, typer.Option(help="npt only: iso (volume) or full (shape too).")] = "iso",
-    thermostat: Annotated[
-        float,
-        typer.Option(
-            help="Time constant, fs; the friction of Langevin is its inverse.", metavar="FS"
-        ),
-    ] = 100.0,
-    barostat: Annotated[
-        float, typer.Option(help="Time constant of the barostat, fs.", metavar="FS")
-    ] = 1000.0,
-    repeat: Annotated[
-        tuple[int, int, int], typer.Option(help="Repeat the cell along its vectors.")
-    ] = (1, 1, 1),
-    interval: Annotated[int, typer.Option(help="Steps between trajectory frames.")] = 100,
-    log_interval: Annotated[int, typer.Option(help="Steps between lines of the log.")] = 10,
-    checkpoint_interval: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of velocities and random forces.")] = 0,
+    out: OutOption = None,
+    ensemble: EnsembleOption = "nve",
+    temperature: TemperatureOption = None,
+    timestep: TimestepOption = 1.0,
+    steps: StepsOption = None,
+    time: TimeOption = None,
+    pressure: PressureOption = 0.0,
+    cell: CellOption = "iso",
+    thermostat: ThermostatOption = 100.0,
+    barostat: BarostatOption = 1000.0,
+    repeat: RepeatOption = (1, 1, 1),
+    interval: IntervalOption = 100,
+    log_interval: LogIntervalOption = 10,
+    checkpoint_interval: CheckpointIntervalOption = 1000,
+    seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     resume: ResumeOption = False,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ase import Atoms
 
-    from mlip.simulation.relax import RelaxRow
+    from mlip.simulation.relax_summary import RelaxRow
 
 SHOWN = 40
 STATUS_STYLES = {"converged": "green", "max_steps": "yellow", "diverged": "red", "error": "red"}

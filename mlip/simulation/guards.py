@@ -14,6 +14,8 @@ from mlip.graph import neighbor_list
 # Atoms closer than this fraction of the sum of their covalent radii have fused. Bonds are near 1;
 # the shortest pairs of physical structures (H2 under pressure, hot liquids) stay above 0.7.
 FUSED = 0.4
+# A cell whose volume changed by more than this factor has run away.
+VOLUME_FACTOR = 10.0
 
 
 class ClosestPair(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from mlip.simulation.dynamics import (
     previous_checkpoint,
     save_checkpoint,
 )
-from mlip.simulation.guards import FusionGuard, not_finite
+from mlip.simulation.guards import VOLUME_FACTOR, FusionGuard, not_finite
 from mlip.simulation.md_files import LogFile, TrajectoryFile
 from mlip.simulation.output import with_results
 
@@ -62,7 +62,7 @@ class MDResult:
 
     Attributes:
         atoms: final structure with velocities and results.
-        status: ``completed`` or ``diverged``.
+        status: ``completed``, or ``diverged`` (then ``atoms`` is what the guards refused).
         message: what went wrong, or "".
         steps: steps done, those before a restart included.
         rows: the log; after a restart without log file, from the restart on.
@@ -242,18 +242,33 @@ class _Run:
         scale = settings.temperature_K or self.atoms.get_temperature()
         self.hottest = max_temperature or max(RUNAWAY_FACTOR * scale, RUNAWAY_FLOOR)
         self.guard = FusionGuard(self.atoms)
+        self.volume = self.atoms.cell.volume
 
     def to(self, target: int, resumed: bool) -> MDResult:
         """Run until the step ``target`` or the first unsound step."""
         started = self.dynamics.nsteps
-        for _ in self.dynamics.irun(max(0, target - started)):
+        problem: str | None = None
+        for problem in self._steps(max(0, target - started)):
+            if problem is not None:
+                break
             if resumed and self.dynamics.nsteps == started:
                 continue  # recorded before the restart
-            problem = self._problem()
-            if problem is not None:
-                return self._result("diverged", f"{problem} at step {self.dynamics.nsteps}")
             self._record(last=self.dynamics.nsteps >= target)
+        if problem is not None:
+            return self._result("diverged", f"{problem} at step {self.dynamics.nsteps}")
         return self._result("completed", "")
+
+    def _steps(self, count: int) -> Iterator[str | None]:
+        """Yield after each step what is wrong, if anything; numbers can also break within one."""
+        begun = False
+        try:
+            for _ in self.dynamics.irun(count):
+                begun = True
+                yield self._problem()
+        except (InputError, np.linalg.LinAlgError) as error:
+            if not begun:
+                raise
+            yield f"the dynamics broke down ({error})"
 
     def _problem(self) -> str | None:
         atoms, step = self.atoms, self.dynamics.nsteps
@@ -264,6 +279,9 @@ class _Run:
         temperature = atoms.get_temperature()
         if not temperature <= self.hottest:
             return f"the temperature ran away to {temperature:.0f} K (limit {self.hottest:.0f} K)"
+        ratio = atoms.cell.volume / self.volume if self.volume else 1.0
+        if not 1 / VOLUME_FACTOR < ratio < VOLUME_FACTOR:
+            return f"the volume changed by a factor of {ratio:.3g}"
         return self.guard.problem(atoms) if step % FUSION_INTERVAL == 0 else None
 
     def _record(self, last: bool) -> None:

@@ -5,8 +5,6 @@ Comparison with labels is in evaluate.py.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 import os
@@ -25,6 +23,7 @@ from mlip.graph import AtomicGraph, as_atoms, atoms_to_graph, batch_graphs
 from mlip.potential import Potential, load_potential
 from mlip.simulation.inputs import NamedStructure, iter_structures
 from mlip.simulation.output import ResumableFiles, check_not_input, extxyz_text, with_results
+from mlip.simulation.relax_summary import csv_line
 
 Item = TypeVar("Item")
 
@@ -235,8 +234,6 @@ def _texts(
 ) -> tuple[str, str]:
     """Format one structure: a frame and no error, or no frame and a line of the errors file."""
     if prediction.error is not None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow([index, name, prediction.error])
-        return "", text.getvalue()
+        return "", csv_line([index, name, prediction.error])
     frame = with_results(as_atoms(item), prediction.results(), index=index)
     return extxyz_text(frame), ""

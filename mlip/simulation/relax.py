@@ -5,8 +5,6 @@ The optimisers, the filter and the convergence criterion are ASE's own.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,9 +21,10 @@ from ase.optimize.optimize import Optimizer
 from mlip.errors import InputError, MlipError
 from mlip.graph import as_atoms
 from mlip.simulation.calculator import as_calculator, describe
-from mlip.simulation.guards import FusionGuard, not_finite
+from mlip.simulation.guards import VOLUME_FACTOR, FusionGuard, not_finite
 from mlip.simulation.inputs import NamedStructure
 from mlip.simulation.output import ResumableFiles, clear_write_errors, extxyz_text, with_results
+from mlip.simulation.relax_summary import RelaxRow, csv_line, read_rows
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"fire": FIRE, "lbfgs": LBFGS}
 # What the cell may do, as settings of ASE's filter; fixed has none.
@@ -35,8 +34,6 @@ CELLS: dict[str, dict[str, bool]] = {
     "shape": {"constant_volume": True},
     "full": {},
 }
-# A cell whose volume changed by more than this factor has run away.
-VOLUME_FACTOR = 10.0
 
 StepCallback = Callable[[int, float, float], None]
 
@@ -216,22 +213,6 @@ class _Relaxation:
         return _replace(self.sound, status="diverged", steps=steps, message=message)
 
 
-@dataclass(frozen=True)
-class RelaxRow:
-    """One line of the summary of many relaxations; units as in :class:`RelaxResult`."""
-
-    index: int
-    name: str
-    formula: str
-    atoms: int
-    status: str
-    energy: float
-    max_force: float
-    max_stress_GPa: float
-    steps: int
-    message: str
-
-
 def relax_many(
     structures: Iterable[Any],
     calculator: Any,
@@ -270,9 +251,9 @@ def relax_many(
     files = ResumableFiles([path, summary], path.with_suffix(".json"), record, resume)
     with files:
         if files.done or files.finished:
-            rows = _read_rows(summary if files.finished else Path(f"{summary}.part"))
+            rows = read_rows(summary if files.finished else Path(f"{summary}.part"))
         elif not files.finished:
-            files.append("", _csv_line([field.name for field in fields(RelaxRow)]))
+            files.append("", csv_line(RelaxRow.columns()))
         for index, (name, item) in enumerate(_named(structures)):
             if index < len(rows):
                 _check_same(rows[index], item, path)
@@ -281,7 +262,7 @@ def relax_many(
             else:
                 row, frame = _relax_one(index, name, item, calculator, chosen, on_step)
                 rows.append(row)
-                files.append(frame, _csv_line(asdict(row).values()))
+                files.append(frame, csv_line(asdict(row).values()))
                 files.commit(len(rows))
             if on_structure is not None:
                 on_structure(rows[index])
@@ -333,21 +314,6 @@ def _check_same(row: RelaxRow, item: Any, path: Path) -> None:
 
 def _formula(atoms: Atoms) -> str:
     return str(atoms.get_chemical_formula())
-
-
-def _read_rows(path: Path) -> list[RelaxRow]:
-    kinds = {"int": int, "float": float, "str": str}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            RelaxRow(**{f.name: kinds[str(f.type)](row[f.name]) for f in fields(RelaxRow)})
-            for row in csv.DictReader(file)
-        ]
-
-
-def _csv_line(values: Iterable[Any]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()
 
 
 def _check_structure(atoms: Atoms, settings: RelaxSettings) -> None:

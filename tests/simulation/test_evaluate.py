@@ -168,6 +168,19 @@ def test_points_are_thinned_evenly():
     assert MAX_POINTS / 4 < len(kept) <= MAX_POINTS
     assert np.array_equal(kept[:, 0], -kept[:, 1])
     assert np.histogram(kept[:, 0], 7, (0, total))[0].std() < 0.01 * len(kept)
+
+
+def test_single_points_are_thinned_evenly(monkeypatch):
+    monkeypatch.setattr("mlip.simulation.parity.MAX_POINTS", 100)
+    points = ParityPoints()
+    for x in np.arange(1000.0):
+        points.add(np.array([x]), np.array([x]))
+    gaps = np.diff(points.array()[:, 0])
+    assert gaps.max() <= 16
+    assert gaps.min() >= 4
+
+
+def test_pairs_without_label_are_left_out():
     few = ParityPoints()
     few.add(np.array([1.0, np.nan, 3.0]), np.array([1.0, 2.0, np.nan]))
     assert few.array().tolist() == [[1.0, 1.0]]

@@ -315,6 +315,32 @@ def test_runaway_temperature_stops_the_run(cube):
     assert run_md(cube, EMT(), temperature_K=10, steps=50).status == "completed"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_cell_that_runs_away_stops_the_run(morse, cube):
+    wild = {"ensemble": "npt", "temperature_K": 300, "barostat_fs": 30, "steps": 400}
+    for cell in ("iso", "full"):
+        result = run_md(cube, morse, pressure_GPa=-60, cell=cell, **wild)
+        assert result.status == "diverged"
+        assert "volume" in result.message
+    crushed = run_md(cube, morse, pressure_GPa=1e5, **wild)
+    assert crushed.status == "diverged"
+    assert crushed.message
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_numbers_that_break_within_a_step_stop_the_run(morse, copper):
+    hot = copper.copy()
+    hot.set_momenta(_huge(8))
+    result = run_md(hot, morse, ensemble="npt", temperature_K=300, steps=5, max_temperature_K=1e300)
+    assert result.status == "diverged"
+
+
+def _huge(n: int) -> np.ndarray:
+    momenta = np.full((n, 3), 1e90)
+    momenta[::2] *= -1
+    return momenta
+
+
 def test_fusing_atoms_stop_the_run(morse):
     atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 3.5]])
     atoms.set_velocities([[0, 0, 1.2], [0, 0, -1.2]])  # far more than the core holds

@@ -169,6 +169,25 @@ def test_files_in_file_out(facet, inputs, tmp_path):
     assert not list(output.parent.glob("*.part"))
 
 
+def test_a_file_that_breaks_off_is_named_once(facet, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = [bulk("Cu") * (2, 2, 1) for _ in range(300)]
+    for atoms in frames:
+        atoms.positions += 0.1 * rng.normal(size=(4, 3))
+    torn, good = tmp_path / "torn.extxyz.xz", tmp_path / "good.extxyz"
+    write(torn, frames, format="extxyz")
+    write(good, frames[:2])
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    items = list(iter_structures([torn, good]))
+    errors = [k for k, (_, item) in enumerate(items) if isinstance(item, Exception)]
+    assert errors == [len(items) - 3]
+    assert "torn" in items[errors[0]][0]
+    assert len(items) < 300
+    summary = predict([torn, good], tmp_path / "o.extxyz", facet)
+    assert (summary.structures, summary.failed) == (len(items), 1)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL."""
 
