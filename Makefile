@@ -12,7 +12,8 @@ DEMO_OUT ?= demo-output
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# One thread a process: the tests run two processes wide, and sums come out in the same order.
+# One thread a process: the tests run two processes wide, structures of the demo are small, and two
+# threads that wait for each other on a busy machine are a hundred times slower than one.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 .DEFAULT_GOAL := setup
@@ -26,7 +27,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup
-	$(BIN)/mlip demo --out $(DEMO_OUT)
+	$(ONE_THREAD) $(BIN)/mlip demo --out $(DEMO_OUT)
 
 test: setup
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(TESTS)

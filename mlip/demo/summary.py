@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table as RichTable
+from rich.text import Text
 
 
 class Table(NamedTuple):
@@ -16,18 +18,15 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def rich(self) -> RichTable:
-        """Lay the table out for a terminal."""
-        table = RichTable(
-            title=f"\n{self.title}", title_justify="left", title_style="bold", box=SIMPLE_HEAD,
-            collapse_padding=True, pad_edge=False,
-        )
+    def rich(self) -> Group:
+        """Lay the table out for a terminal, below its title."""
+        table = RichTable(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         for k, name in enumerate(self.header):
             broken = name.replace(" (", "\n(")
             table.add_column(broken, justify="left" if k == 0 else "right", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
-        return table
+        return Group(Text(f"\n{self.title}", style="bold"), table)
 
     def markdown(self) -> str:
         """Write the table as Markdown."""
