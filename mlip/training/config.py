@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,17 +138,6 @@ class TrainConfig(_Settings):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without Python objects, reading 1e-3 as a number (YAML 1.1 takes it for text)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
-    list("-+0123456789."),
-)
-
-
 def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> TrainConfig:
     """Read a YAML file and apply ``a.b=c`` overrides.
 
@@ -157,7 +145,7 @@ def load_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         InputError: missing file, bad YAML, or a setting that is unknown or out of range.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"configuration file {path} not found") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -202,7 +190,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override!r}: {part!r} is a value, not a group of settings")
         node = child
     try:
-        node[last] = yaml.load(text, _Loader)
+        node[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override!r}: cannot read the value: {error}") from None
 

@@ -17,7 +17,9 @@ from ase.io import write
 SMALL_MODEL = {"hidden": [[4, 3], [4, 3]], "embedding": 4, "outputs": 4, "cutoff": 4.0}
 
 
-def emt_frame(seed: int, *, size: tuple[int, int, int] = (1, 1, 1), gold: bool = True) -> Atoms:
+def make_emt_frame(
+    seed: int, *, size: tuple[int, int, int] = (1, 1, 1), gold: bool = True
+) -> Atoms:
     """Rattled, strained copper, with one gold atom in every second frame."""
     random = np.random.default_rng(seed)
     atoms = bulk("Cu", cubic=True) * size
@@ -33,10 +35,16 @@ def emt_frame(seed: int, *, size: tuple[int, int, int] = (1, 1, 1), gold: bool =
 
 
 @pytest.fixture(scope="session")
+def emt_frame() -> Callable[..., Atoms]:
+    """Maker of labelled frames: ``emt_frame(seed, size=(1, 1, 1))``."""
+    return make_emt_frame
+
+
+@pytest.fixture(scope="session")
 def frames_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve frames of 4 or 8 atoms."""
     path = tmp_path_factory.mktemp("emt") / "frames.extxyz"
-    write(path, [emt_frame(i, size=(1 + i % 3 // 2, 1, 1)) for i in range(12)])
+    write(path, [make_emt_frame(i, size=(1 + i % 3 // 2, 1, 1)) for i in range(12)])
     return path
 
 

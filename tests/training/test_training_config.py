@@ -33,7 +33,7 @@ def test_overrides_replace_single_entries() -> None:
     changes = ["loss.kind=l1", "optimizer.lr=1e-4", "data.valid=[x.db, y.db]", "model.cutoff=6"]
     config = build_config(DATA, changes)
     assert config.loss.kind == "l1"
-    assert config.optimizer.lr == 1e-4  # YAML 1.1 would make 1e-4 a text
+    assert config.optimizer.lr == 1e-4  # YAML 1.1 takes 1e-4 for a text
     assert config.data.valid == ("x.db", "y.db")
     assert config.model == {"name": "facet", "cutoff": 6}
     assert config.loss.forces_weight == TrainConfig.model_validate(DATA).loss.forces_weight

@@ -133,6 +133,9 @@ def test_loss_of_parts_adds_up_to_the_whole() -> None:
     found = residuals(prediction, whole)
     counts = label_counts(found)
     assert counts.tolist() == [3, 5, 2]
+    terms = loss_terms(found, CONFIG)
+    mean = 2.0 * terms[0] / 3 + 3.0 * terms[1] / 5 + 5.0 * terms[2] / 2
+    torch.testing.assert_close(weighted_loss(terms, counts, WEIGHTS), mean)
     parts = []
     for graphs_of_rank, rows, atoms in ((graphs[:2], slice(0, 2), slice(0, 8)),
                                         (graphs[2:], slice(2, 3), slice(8, 10))):  # fmt: skip

@@ -34,16 +34,16 @@ def predict(path: Path, atoms: Atoms, dtype: str = "float64"):
 
 
 def test_two_frames_are_learned_by_heart(
-    settings: Settings, frames_file: Path, tmp_path: Path
+    settings: Settings, emt_frame: Callable[..., Atoms], tmp_path: Path
 ) -> None:
-    frames = read(frames_file, ":2")
+    frames = [emt_frame(0), emt_frame(1)]  # forces of about 1 eV/Å
     write(tmp_path / "two.extxyz", frames)
     path = str(tmp_path / "two.extxyz")
     config = settings(
         data={"train": path, "valid": path},
         model={"hidden": [[8, 4], [8, 4]], "embedding": 8, "outputs": 8, "cutoff": 4.0},
         batch={"max_edges": 100_000},
-        epochs=900,
+        epochs=400,
         precision="float64",
         optimizer={"lr": 0.02},
         schedule={"warmup_steps": 20, "lr_min_fraction": 0.001},
@@ -52,14 +52,14 @@ def test_two_frames_are_learned_by_heart(
     )
     result = train(build_config(config), console=QUIET)
     assert result.metrics["valid_energy_mae_meV_per_atom"] < 0.1
-    assert result.metrics["valid_forces_mae_meV_per_A"] < 1.0
-    assert result.metrics["valid_stress_mae_GPa"] < 0.02
+    assert result.metrics["valid_forces_mae_meV_per_A"] < 4.0
+    assert result.metrics["valid_stress_mae_GPa"] < 0.15
     for atoms in frames:  # the exported file, against ASE, not against our own metrics
         found = predict(result.path, atoms)
         energy = float(found.energy) - atoms.get_potential_energy()
         assert abs(energy) / len(atoms) < 1e-4
-        np.testing.assert_allclose(found.forces, atoms.get_forces(), atol=5e-3)
-        np.testing.assert_allclose(found.stress[0], atoms.get_stress(voigt=False), atol=5e-4)
+        np.testing.assert_allclose(found.forces, atoms.get_forces(), atol=0.02)
+        np.testing.assert_allclose(found.stress[0], atoms.get_stress(voigt=False), atol=3e-3)
 
 
 def test_same_seed_same_bits_and_other_seed_other_run(settings: Settings, tmp_path: Path) -> None:
@@ -122,7 +122,9 @@ def test_energy_shift_of_all_labels_changes_no_forces(
         found.append(predict(result.path, frames[1]))
     np.testing.assert_allclose(found[1].forces, found[0].forces, atol=1e-6)
     shift = sum(shifts[s] for s in frames[1].get_chemical_symbols())
-    assert float(found[1].energy - found[0].energy) == pytest.approx(shift, rel=1e-8)  # of the ridge
+    assert float(found[1].energy - found[0].energy) == pytest.approx(
+        shift, rel=1e-8
+    )  # of the ridge
 
 
 def test_given_reference_energies_are_kept(settings: Settings) -> None:
@@ -133,7 +135,9 @@ def test_given_reference_energies_are_kept(settings: Settings) -> None:
 
 def test_diverging_run_stops_and_names_structures(settings: Settings) -> None:
     wild = settings(optimizer={"lr": 1e30}, schedule={"warmup_steps": 0}, epochs=5)
-    with pytest.raises(MlipError, match=r"(loss|gradient) is .*at step[\s\S]*frames\.extxyz.*"):
+    with pytest.raises(
+        MlipError, match=r"the loss is (nan|inf) at step[\s\S]*frames\.extxyz.*energy"
+    ):
         train(build_config(wild), console=QUIET)
 
 

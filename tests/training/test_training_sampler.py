@@ -63,6 +63,7 @@ def test_batches_are_well_filled() -> None:
     edges = random.integers(50, 1000, 500)
     sampler = EdgeBudgetSampler(np.ones(500), edges, max_edges=2000, seed=0)
     assert sampler.steps(0) <= 1.1 * edges.sum() / 2000
+    assert sorted(i for batch in sampler for i in batch) == list(range(500))
 
 
 def test_validation_keeps_order_of_a_single_batch() -> None:
