@@ -24,9 +24,7 @@ Upgrade = Callable[[dict[str, Tensor], dict[str, Any]], tuple[dict[str, Tensor],
 UPGRADES: dict[int, Upgrade] = {}
 
 
-def save(
-    path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]
-) -> None:
+def save(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write weights and header, all or nothing.
 
     Args:
@@ -87,7 +85,7 @@ def _read(
     try:
         header = json.loads(metadata["mlip"])
         version = int(header["format_version"])
-        known = header["format"] == FORMAT
+        known = header["format"] == FORMAT and version >= 1
     except (KeyError, ValueError, TypeError):
         known, version, header = False, 0, {}
     if not known:

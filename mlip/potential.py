@@ -55,6 +55,11 @@ class Potential(nn.Module):
         metadata: JSON-able facts on training data, theory, licence; stored in the checkpoint.
     """
 
+    _known: Tensor
+    _reference: Tensor
+    _scale: Tensor
+    _shift: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -67,7 +72,7 @@ class Potential(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.zbl = ZBLRepulsion() if zbl else None
+        self.zbl = ZBLRepulsion(float(model.cutoff)) if zbl else None
         self.metadata = dict(metadata or {})
         known = torch.zeros(119, dtype=torch.bool)
         known[list(model.elements)] = True  # type: ignore[arg-type]
@@ -109,12 +114,12 @@ class Potential(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self._known.device  # type: ignore[return-value]
+        return self._known.device
 
     @property
     def reference_energies(self) -> dict[int, float]:
         """Reference energy of each element, eV."""
-        return {z: float(self._reference[z]) for z in self.elements}  # type: ignore[index]
+        return {z: float(self._reference[z]) for z in self.elements}
 
     def forward(
         self,
@@ -134,8 +139,10 @@ class Potential(nn.Module):
 
         Raises:
             UnknownElementError: the graph holds elements the potential was not trained on.
+            InputError: the graph lacks neighbours, its cutoff being shorter than the potential's.
         """
         self.check_elements(graph.atomic_numbers)
+        self._check_cutoff(graph)
         n_graphs, n_nodes = number_of_graphs(graph), graph.atomic_numbers.shape[0]
         batch = batch_index(graph)
         derivatives = forces or stress
@@ -157,23 +164,28 @@ class Potential(nn.Module):
             force if forces else None,
             _stress(virial, graph) if stress else None,
         )
-        if create_graph or torch.is_grad_enabled() and graph.positions.requires_grad:
+        if create_graph or (torch.is_grad_enabled() and graph.positions.requires_grad):
             return result
-        return Prediction(*(None if value is None else value.detach() for value in result))
+        return Prediction(
+            energy.detach(),
+            energies.detach(),
+            None if result.forces is None else result.forces.detach(),
+            None if result.stress is None else result.stress.detach(),
+        )
 
     def _node_energies(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         view = copy.copy(graph)
         view.edge_vector = vectors.to(self.dtype)
         numbers = graph.atomic_numbers
-        energies = self._scale[numbers] * self.model(view).double()  # type: ignore[index]
-        energies = energies + (self._reference + self._shift)[numbers]  # type: ignore[operator]
+        energies = self._scale[numbers] * self.model(view).double()
+        energies = energies + (self._reference + self._shift)[numbers]
         if self.zbl is not None:
             energies = energies + self.zbl(numbers, vectors, graph.edge_index)
         return energies
 
     def check_elements(self, numbers: Tensor) -> None:
         """Raise UnknownElementError if any atomic number is not among ``elements``."""
-        known = self._known[numbers.clamp(0, 118)]  # type: ignore[index]
+        known = self._known[numbers.clamp(0, 118)]
         if bool(known.all()):
             return
         unknown = sorted({int(z) for z in numbers[~known]})
@@ -181,6 +193,14 @@ class Potential(nn.Module):
             f"the potential does not know {_symbols(unknown)}; it was trained on "
             f"{_symbols(self.elements)}: choose another potential or train one on these elements"
         )
+
+    def _check_cutoff(self, graph: AtomicGraph) -> None:
+        shortest = float(graph.cutoff.min()) if graph.cutoff.numel() else self.cutoff
+        if shortest < self.cutoff - 1e-6:
+            raise InputError(
+                f"the graph holds neighbours within {shortest:g} Å and the potential needs "
+                f"{self.cutoff:g} Å: build it with atoms_to_graph(atoms, potential.cutoff)"
+            )
 
     def to_header(self) -> dict[str, Any]:
         """Describe everything but the weights, JSON-able."""
@@ -191,7 +211,7 @@ class Potential(nn.Module):
         }
         return {
             "model": self.metadata.get("model", _model_name(self.model)),
-            "config": self.model.config.model_dump(mode="json"),  # type: ignore[union-attr]
+            "config": self.model.config.model_dump(mode="json"),  # type: ignore[union-attr,operator]
             "elements": [chemical_symbols[z] for z in elements],
             "cutoff": self.cutoff,
             "units": {"energy": "eV", "length": "Å", "stress": "eV/Å³, tension positive"},
@@ -234,17 +254,17 @@ class Potential(nn.Module):
                 model = create_model(header["model"], header["config"])
             model.to(precision)
             model.load_state_dict(tensors)
-        except (InputError, KeyError, RuntimeError) as error:
+            numbers = {symbol: z for z, symbol in enumerate(chemical_symbols)}
+            tables = {
+                name: {numbers[symbol]: value for symbol, value in header[name].items()}
+                for name in ("reference_energies", "scale", "shift")
+            }
+            potential = cls(model, **tables, zbl=header["zbl"], metadata=header["metadata"])
+        except (InputError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: weights and configuration do not fit together ({error}); "
-                "the file is damaged or was written by another version"
+                f"{path}: weights and header do not fit together ({type(error).__name__}: "
+                f"{error}); the file is damaged or was written by another version"
             ) from error
-        numbers = {symbol: z for z, symbol in enumerate(chemical_symbols)}
-        tables = {
-            name: {numbers[symbol]: value for symbol, value in header[name].items()}
-            for name in ("reference_energies", "scale", "shift")
-        }
-        potential = cls(model, **tables, zbl=header["zbl"], metadata=header["metadata"])
         return potential.to(device).eval()
 
     def model_hash(self) -> str:
@@ -292,9 +312,7 @@ def load_potential(
 
 def _edge_gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
     keep = create_graph or vectors.grad_fn is not None
-    (gradient,) = torch.autograd.grad(
-        energies.sum(), vectors, create_graph=keep, allow_unused=True
-    )
+    (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=keep, allow_unused=True)
     return torch.zeros_like(vectors) if gradient is None else gradient
 
 
@@ -315,7 +333,7 @@ def _symbols(numbers: Any) -> str:
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    if found is None or found not in DTYPES.values():
         raise InputError(f"dtype is {dtype!r}; use 'float32' or 'float64'")
     return found
 

@@ -19,7 +19,9 @@ CHECKERS = {"facet": "mlip.validation.parity_facet"}
 
 def main() -> int:
     """Run the comparison and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("model", choices=sorted(CHECKERS))
     parser.add_argument("paths", nargs="+", metavar="PATH")
     arguments = parser.parse_args()

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def shared_folder() -> Path | None:
-    """Locate the reference material (golden numbers, DFT data), which is not part of the project."""
+    """Locate the reference material (golden numbers, DFT data), not part of the project."""
     folder = Path(os.environ.get("MLIP_SHARED", REPOSITORY.parent / "shared"))
     return folder if (folder / "golden").is_dir() else None
 

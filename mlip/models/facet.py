@@ -180,6 +180,10 @@ class FacetBlock(nn.Module):
 class Facet(nn.Module):
     """Map a graph to one energy for each atom."""
 
+    species_of: Tensor
+    radius: Tensor
+    blocks: nn.ModuleList
+
     def __init__(self, config: FacetConfig) -> None:
         super().__init__()
         self.config = config
@@ -244,16 +248,19 @@ class Facet(nn.Module):
             x = block(x, edges)
             scalars.append(pad_or_truncate(readout(x), (self.config.outputs,))[0][:, 0])
         energies = self.head(self._reduce(scalars))[:, 0]
-        return energies if self.config.rescale == "none" else self._rescale(energies, species, graph)
+        if self.config.rescale == "none":
+            return energies
+        return self._rescale(energies, species, graph)
 
     def edges(self, vectors: Tensor, edge_index: Tensor, n_nodes: int) -> Edges:
         """Evaluate everything that depends on edge vectors alone."""
         if self.config.node_update != "sphere_product":
-            vectors = -vectors[:, [2, 1, 0]]  # axes of the published models, whose grid is not exact
+            vectors = -vectors[:, [2, 1, 0]]  # axes of the published models: their grid is inexact
         distance = torch.linalg.vector_norm(vectors, dim=1)
         basis = self.radial_basis(distance)
         if self.config.radial_basis == "sine":
-            basis = basis * 2 if self._exact else basis * (2 / self._radius(distance))
+            scale = 1.0 if self._exact else self._radius(distance)
+            basis = basis * (2 / scale)
         basis = basis * self._envelope(distance)[:, None]
         harmonics = spherical_harmonics(_lmax_edge(self.config), vectors)
         return Edges(harmonics, basis, neighborhood(edge_index, n_nodes))
@@ -306,9 +313,7 @@ def _message_channels(config: FacetConfig, target: tuple[int, ...]) -> tuple[int
     return config.message or target
 
 
-def _node_update(
-    config: FacetConfig, mixed: tuple[int, ...], target: tuple[int, ...]
-) -> nn.Module:
+def _node_update(config: FacetConfig, mixed: tuple[int, ...], target: tuple[int, ...]) -> nn.Module:
     if config.node_update == "gate":
         return GateUpdate(target)
     options = (config.activation, config.final_activation, config.mixer_normalization)

@@ -167,7 +167,8 @@ def _trim_species(
         names |= {"global_scale": "scale_energy", "global_shift": "shift_energy"}
     for ours, theirs in names.items():
         if ours not in state and theirs in constants:
-            state[ours] = torch.from_numpy(np.array(constants[theirs], dtype=np.float64)).reshape(-1)
+            values = np.array(constants[theirs], dtype=np.float64).reshape(-1)
+            state[ours] = torch.from_numpy(values)
     for name in ("embedding", "species_scale", "species_shift"):
         if name in state:
             state[name] = state[name][1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -35,7 +36,7 @@ class MLP(nn.Module):
         super().__init__()
         self.kernels = nn.ParameterList(
             nn.Parameter(torch.randn(n_in, n_out) / math.sqrt(n_in))
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+            for n_in, n_out in itertools.pairwise(widths)
         )
         self.norm_scales = nn.ParameterList(
             nn.Parameter(torch.ones(width)) for width in (widths[1:-1] if normalize else ())

@@ -19,10 +19,16 @@ class ZBLRepulsion(nn.Module):
 
     E_ij = e²/(4π ε0) Z_i Z_j / r · Σ_k c_k exp(−d_k r/a), a = 0.8854 a0 / (Z_i^0.23 + Z_j^0.23)
     (Ziegler, Biersack and Littmark, 1985), times a C2 polynomial envelope.
+
+    Args:
+        cutoff: neighbour cutoff of the graphs, Å; the repulsion never reaches farther.
     """
 
-    def __init__(self) -> None:
+    radii: Tensor
+
+    def __init__(self, cutoff: float) -> None:
         super().__init__()
+        self.cutoff = cutoff
         radii = torch.as_tensor(covalent_radii, dtype=torch.float64).nan_to_num(nan=1.5)
         self.register_buffer("radii", radii, persistent=False)
 
@@ -38,8 +44,8 @@ class ZBLRepulsion(nn.Module):
             [N] eV in the dtype of ``edge_vector``.
         """
         z_source, z_target = numbers[edge_index[0]], numbers[edge_index[1]]
-        reach = (self.radii[z_source] + self.radii[z_target]).to(edge_vector)
-        near = torch.nonzero((edge_vector.detach().square().sum(1) < reach**2))[:, 0]
+        reach = (self.radii[z_source] + self.radii[z_target]).clamp(max=self.cutoff).to(edge_vector)
+        near = torch.nonzero(edge_vector.detach().square().sum(1) < reach**2)[:, 0]
         z_i, z_j = z_source[near].to(edge_vector), z_target[near].to(edge_vector)
         distance = torch.linalg.vector_norm(edge_vector[near], dim=1)
         scaled = distance * (z_i**0.23 + z_j**0.23) / (0.8854 * BOHR)

@@ -95,7 +95,7 @@ def convolution(
         edge_matrix = torch.einsum("ej,ijk->eki", harmonics[:, l2**2 : (l2 + 1) ** 2], table)
         message = (edge_matrix @ gathered[l1]) * weight[:, None, :]  # [E, 2l3+1, C]
         out[l3].append(segment_sum(message, neighbors.target, n_nodes))
-    return _concatenate(out, signature, n_nodes, harmonics)
+    return _concatenate(out, n_nodes, harmonics)
 
 
 def radial_convolution(
@@ -132,7 +132,10 @@ def radial_convolution(
     n_nodes = features[0].shape[0]
     filters = basis[:, :, None] * harmonics[:, None, :]  # [E, R, m2]
     padded = torch.cat([filters, filters.new_zeros((1, *filters.shape[1:]))])
-    slots = [padded[bucket.edges] for bucket in neighbors.buckets]  # [n, D, R, m2]
+    slots = [  # [n, D, R, m2]
+        padded.index_select(0, bucket.edges.flatten()).view(*bucket.edges.shape, *padded.shape[1:])
+        for bucket in neighbors.buckets
+    ]
     out: list[list[Tensor]] = [[] for _ in signature.out_channels]
     blocks = kernel.split([signature.channels[l1] for l1, _, _ in signature.paths], dim=1)
     for l1 in range(len(signature.channels)):
@@ -158,7 +161,7 @@ def radial_convolution(
         parts = weighted.split([2 * l3 + 1 for _, _, l3 in products], dim=1)
         for (_, _, l3), part in zip(products, parts, strict=True):
             out[l3].append(part)
-    return _concatenate(out, signature, n_nodes, harmonics)
+    return _concatenate(out, n_nodes, harmonics)
 
 
 def _moments(
@@ -175,7 +178,8 @@ def _moments(
     neighbor = x.flatten(1).index_select(0, sources.flatten()).view(n, slots, n_m1, channels)
     if all(l3 == 0 for _, _, l3 in products):
         l2 = products[0][1]  # l3 = 0 needs l2 = l1: contract m together with the neighbours
-        rows = filters[..., l2**2 : (l2 + 1) ** 2].transpose(2, 3).reshape(n, slots * n_m1, n_radial)
+        rows = filters[..., l2**2 : (l2 + 1) ** 2].transpose(2, 3)  # [n, D, m, R]
+        rows = rows.reshape(n, slots * n_m1, n_radial)
         trace = rows.transpose(1, 2) @ neighbor.reshape(n, slots * n_m1, channels)
         sign_and_norm = clebsch_gordan(l2, l2, 0)[0, 0, 0].item()
         return trace[:, :, None, :] * sign_and_norm
@@ -189,9 +193,7 @@ def _moments(
     return coupled.view(n, n_radial, -1, channels)
 
 
-def _coupling_table(
-    products: tuple[tuple[int, int, int], ...], l2_used: tuple[int, ...]
-) -> Tensor:
+def _coupling_table(products: tuple[tuple[int, int, int], ...], l2_used: tuple[int, ...]) -> Tensor:
     """√(2 l3+1) Clebsch–Gordan tables of paths with one l1 as a matrix [Σ(2l3+1), m2·m1]."""
     l1 = products[0][0]
     offset, total = {}, 0
@@ -206,9 +208,7 @@ def _coupling_table(
     return torch.cat(rows)
 
 
-def _concatenate(
-    out: list[list[Tensor]], signature: ConvolutionSignature, n_nodes: int, like: Tensor
-) -> Features:
+def _concatenate(out: list[list[Tensor]], n_nodes: int, like: Tensor) -> Features:
     return tuple(
         torch.cat(parts, dim=2) if parts else like.new_zeros(n_nodes, 2 * degree + 1, 0)
         for degree, parts in enumerate(out)

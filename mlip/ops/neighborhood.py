@@ -63,7 +63,7 @@ def neighborhood(edge_index: Tensor, n_nodes: int) -> Neighborhood:
 
 def _bucket_bounds(falling_counts: list[int]) -> list[tuple[int, int]]:
     """Split a falling list of counts where it drops below FILL of the bucket's first."""
-    bounds = []
+    bounds: list[tuple[int, int]] = []
     start = 0
     for i, count in enumerate(falling_counts):
         if count == 0:

@@ -26,7 +26,10 @@ def table_like(like: Tensor, build: Callable[..., Tensor], *arguments: Any) -> T
 
 @lru_cache(maxsize=1024)
 def _converted(
-    build: Callable[..., Tensor], arguments: tuple[Any, ...], dtype: torch.dtype, device: torch.device
+    build: Callable[..., Tensor],
+    arguments: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return build(*arguments).to(device=device, dtype=dtype)

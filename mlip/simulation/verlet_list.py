@@ -60,7 +60,7 @@ class VerletList:
         reference = self._reference
         assert reference is not None
         index, shift = reference.edge_index, reference.edge_shift
-        vectors = positions[index[0]] + shift @ cell - positions[index[1]]
+        vectors = shift @ cell + (positions[index[0]] - positions[index[1]])
         near = np.einsum("ij,ij->i", vectors, vectors) <= self.cutoff**2
         return AtomicGraph(
             positions=torch.tensor(positions),

@@ -176,5 +176,6 @@ def _record(model: Facet, recorded: dict[str, Tensor]) -> list[Any]:
             (block.skip, "interaction/resid_adapter"),
             (block.update, "self_connection"),
         ):
-            handles.append(module.register_forward_hook(hook(f"{prefix}/{name}")))  # type: ignore[attr-defined]
+            assert isinstance(module, torch.nn.Module)
+            handles.append(module.register_forward_hook(hook(f"{prefix}/{name}")))
     return handles

@@ -11,3 +11,19 @@ class TestFacet(ModelContract):
         {"cutoff": 4.2, "hidden": ((6, 4, 3), (6, 4, 3)), "embedding": 6, "outputs": 6},
     )
     layers = 3
+
+
+class TestFacetWithHighDegreeMessages(ModelContract):
+    """The architecture of the shipped potential: messages of a higher degree than features."""
+
+    model = (
+        "facet",
+        {
+            "cutoff": 4.2,
+            "hidden": ((6, 3),),
+            "message": (5, 4, 4, 3),
+            "embedding": 6,
+            "outputs": 6,
+        },
+    )
+    layers = 2

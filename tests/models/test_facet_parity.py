@@ -52,7 +52,7 @@ def test_script_fails_on_a_changed_weight(shared, repository, tmp_path):
 
 def test_foreign_files_are_named(tmp_path):
     np.savez(tmp_path / "foreign.npz", a=np.zeros(3))
-    with pytest.raises(DataError, match="foreign.npz"):
+    with pytest.raises(DataError, match=r"foreign\.npz"):
         compare_file(tmp_path / "foreign.npz")
 
 

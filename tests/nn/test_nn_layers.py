@@ -76,7 +76,8 @@ def test_published_grid_update_is_only_nearly_equivariant():
             (4, 3, 5), (5, 4, 3), grid, (6,), 1, "silu", "silu", False
         ).double()
         first, second = update(rotated(x, rotation)), rotated(update(x), rotation)
-        errors.append(max(float((a - b).detach().abs().max()) for a, b in zip(first, second, strict=True)))
+        pairs = zip(first, second, strict=True)
+        errors.append(max(float((a - b).detach().abs().max()) for a, b in pairs))
     assert errors[0] > 1e-6
     assert errors[1] < errors[0] / 10
 
@@ -153,16 +154,14 @@ def test_mlp_against_numpy():
     first, second = (k.detach().numpy() for k in mlp.kernels)
     hidden = x.numpy() @ first
     hidden = hidden / (1 + np.exp(-hidden))
-    hidden = (hidden - hidden.mean(1, keepdims=True)) / np.sqrt(
-        hidden.var(1, keepdims=True) + 1e-6
-    )
+    hidden = (hidden - hidden.mean(1, keepdims=True)) / np.sqrt(hidden.var(1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(mlp(x).detach().numpy(), hidden @ second, atol=1e-12)
 
 
 def test_zbl_of_two_silicon_atoms():
     """Repulsion of a pair at 1 Å against the formula written out with numpy."""
     vectors = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]], dtype=DOUBLE)
-    energies = ZBLRepulsion()(torch.tensor([14, 14]), vectors, torch.tensor([[1, 0], [0, 1]]))
+    energies = ZBLRepulsion(5.0)(torch.tensor([14, 14]), vectors, torch.tensor([[1, 0], [0, 1]]))
     a = 0.8854 * 0.529177210903 / (2 * 14**0.23)
     phi = sum(
         c * math.exp(-d / a)
@@ -175,5 +174,5 @@ def test_zbl_of_two_silicon_atoms():
 
 def test_zbl_vanishes_beyond_the_covalent_radii():
     vectors = torch.tensor([[0.0, 0.0, 2.3], [0.0, 0.0, -2.3]], dtype=DOUBLE)
-    energies = ZBLRepulsion()(torch.tensor([14, 14]), vectors, torch.tensor([[1, 0], [0, 1]]))
+    energies = ZBLRepulsion(5.0)(torch.tensor([14, 14]), vectors, torch.tensor([[1, 0], [0, 1]]))
     assert not energies.any()
