@@ -14,6 +14,7 @@ import torch
 from ase.io import read, write
 from safetensors.torch import load_file
 
+from mlip.graph import atoms_to_graph
 from mlip.training.config import build_config, write_config
 from mlip.training.report import read_metrics
 from mlip.training.run import POTENTIAL_FILE
@@ -46,9 +47,13 @@ def run(launcher: list[str], folder: Path, config: dict[str, Any], repository: P
 def test_two_processes_equal_one(
     settings: Callable[..., dict[str, Any]], uneven_file: Path, tmp_path: Path, repository: Path
 ) -> None:
-    data = {"train": str(uneven_file), "valid": str(uneven_file)}
-    # one batch an epoch for one process; two processes split it
-    config = settings(data=data, batch={"max_edges": 10_000}, epochs=3, precision="float64")
+    graphs = [atoms_to_graph(atoms, 4.0) for atoms in read(uneven_file, ":")]
+    edges = sum(graph.edge_index.shape[1] for graph in graphs)
+    twice = tmp_path / "again.extxyz"
+    twice.write_bytes(uneven_file.read_bytes())
+    data = {"train": str(uneven_file), "valid": [str(uneven_file), str(twice)]}
+    # training is one batch, which two processes split; validation is two or more batches
+    config = settings(data=data, batch={"max_edges": edges}, epochs=3, precision="float64")
     config["model"] = {**config["model"], "average_neighbors": 20.0}
     run([], tmp_path / "one", config, repository)
     port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
