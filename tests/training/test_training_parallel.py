@@ -45,13 +45,15 @@ def run(launcher: list[str], folder: Path, config: dict[str, Any], repository: P
 
 
 def test_two_processes_equal_one(
-    settings: Callable[..., dict[str, Any]], uneven_file: Path, tmp_path: Path, repository: Path
+    settings: Callable[..., dict[str, Any]],
+    frames_file: Path,
+    uneven_file: Path,
+    tmp_path: Path,
+    repository: Path,
 ) -> None:
     graphs = [atoms_to_graph(atoms, 4.0) for atoms in read(uneven_file, ":")]
     edges = sum(graph.edge_index.shape[1] for graph in graphs)
-    twice = tmp_path / "again.extxyz"
-    twice.write_bytes(uneven_file.read_bytes())
-    data = {"train": str(uneven_file), "valid": [str(uneven_file), str(twice)]}
+    data = {"train": str(uneven_file), "valid": [str(uneven_file), str(frames_file)]}
     # training is one batch, which two processes split; validation is two or more batches
     config = settings(data=data, batch={"max_edges": edges}, epochs=3, precision="float64")
     config["model"] = {**config["model"], "average_neighbors": 20.0}
