@@ -72,7 +72,7 @@ class Potential(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.zbl = ZBLRepulsion(float(model.cutoff)) if zbl else None
+        self.zbl = ZBLRepulsion(float(model.cutoff)) if zbl else None  # type: ignore[arg-type]
         self.metadata = dict(metadata or {})
         known = torch.zeros(119, dtype=torch.bool)
         known[list(model.elements)] = True  # type: ignore[arg-type]
