@@ -15,10 +15,10 @@ from mlip.training.data import Survey
 
 DEFAULT_CUTOFF = 5.0  # Å
 _TARGET_STEPS = 20_000  # of a run without `epochs`
-_SIZES = (  # force components below which a size is used, Facet channels
-    (3_000, ((16, 8, 4), (16, 8, 4))),
-    (100_000, ((32, 16, 8), (32, 16, 8))),
-    (float("inf"), ((32, 32, 32), (32, 32, 32))),
+_SIZES: tuple[tuple[float, dict[str, Any]], ...] = (  # below so many force components: Facet size
+    (3_000, {"hidden": ((16, 8),), "message": (16, 16, 16)}),
+    (100_000, {"hidden": ((32, 16),), "message": (32, 32, 32)}),
+    (float("inf"), {"hidden": ((32, 16),), "message": (32, 32, 32, 32)}),
 )
 
 
@@ -92,6 +92,7 @@ def _model_settings(given: dict[str, Any], train: Survey) -> dict[str, Any]:
         "elements": train.elements,
         "cutoff": DEFAULT_CUTOFF,
         "average_neighbors": max(train.average_neighbors, 1.0),
-        "hidden": next(hidden for limit, hidden in _SIZES if train.forces_count < limit),
     }
+    if "hidden" not in given and "message" not in given:
+        settings |= next(size for limit, size in _SIZES if train.forces_count < limit)
     return {**{k: v for k, v in settings.items() if k in fields}, **given}
