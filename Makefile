@@ -38,6 +38,8 @@ lint: setup
 
 bench: setup
 	$(BIN)/python scripts/bench/import_time.py
+	$(BIN)/python scripts/bench/node_update.py
+	$(BIN)/python scripts/bench/convolution.py
 	$(BIN)/python scripts/bench/time_model.py
 
 clean:
