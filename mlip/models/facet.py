@@ -73,13 +73,14 @@ class FacetConfig(BaseModel):
     n_radial: int = Field(8, gt=0)
     radial_basis: Literal["sine", "gaussian"] = "sine"
     radial_hidden: tuple[int, ...] = Field((), description="hidden layers of a radial MLP")
+    radial_activation: Activation = "normalized_silu"
     envelope: Literal["polynomial", "exponential", "xplor"] = "polynomial"
     envelope_order: int = Field(5, ge=3, description="p of the polynomial envelope")
     envelope_start: float = Field(0.8, gt=0, lt=1, description="of the published envelopes")
     envelope_curvature: float = Field(0.1, gt=0, description="c of the exponential envelope")
     trainable_cutoff: bool = False
 
-    node_update: Literal["sphere_product", "sphere_grid", "gate"] = "sphere_product"
+    node_update: Literal["sphere_product", "sphere_grid", "gate", "linear"] = "sphere_product"
     product_order: Literal[2, 3] = Field(3, description="factors of the sphere product")
     product_hidden: int = Field(64, gt=0, description="hidden width of its invariant MLP")
     grid: tuple[int, int] = Field((18, 17), description="latitudes and longitudes")
@@ -144,7 +145,7 @@ class FacetBlock(nn.Module):
             channels_in, _lmax_edge(config), tuple(range(len(mixed))), config.natural_parity
         )
         widths = [config.n_radial, *config.radial_hidden, self.signature.n_weights]
-        self.radial = MLP(widths, "normalized_silu")
+        self.radial = MLP(widths, config.radial_activation)
         self.after = EquivariantLinear(self.signature.out_channels, mixed)
         self.skip = EquivariantLinear(channels_in, mixed)
         self.update = _node_update(config, mixed, target)
@@ -316,6 +317,8 @@ def _message_channels(config: FacetConfig, target: tuple[int, ...]) -> tuple[int
 def _node_update(config: FacetConfig, mixed: tuple[int, ...], target: tuple[int, ...]) -> nn.Module:
     if config.node_update == "gate":
         return GateUpdate(target)
+    if config.node_update == "linear":
+        return EquivariantLinear(mixed, target)
     options = (config.activation, config.final_activation, config.mixer_normalization)
     if len(mixed) == 1:
         return ScalarUpdate(target[0], *options)

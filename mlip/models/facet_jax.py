@@ -21,10 +21,11 @@ ACTIVATION_NAMES = {
     "silu": "silu",
     "swish": "silu",
     "normalized_silu": "normalized_silu",
+    "normalized_ssp": "normalized_shifted_softplus",
     "Identity": "identity",
 }
 ENVELOPE_NAMES = {"exp": "exponential", "xplor": "xplor"}
-UPDATE_NAMES = {"s2-mlp-mixer": "sphere_grid", "gate": "gate"}
+UPDATE_NAMES = {"s2-mlp-mixer": "sphere_grid", "gate": "gate", "linear": "linear"}
 RESCALE_NAMES = {"species-wise": "species_sum", "sevennet": "sevennet"}
 
 
@@ -67,12 +68,11 @@ def _radial_fields(official: Mapping[str, Any]) -> dict[str, Any]:
     basis = official["edge_embed"]["radial_basis"]
     envelope = official["edge_embed"]["envelope"]
     message = official["interaction"]["message"]
-    if basis["kind"] == "bessel" and not basis.get("use_sinc", True):
-        raise InputError("radial basis 'bessel' without use_sinc is not a published configuration")
     return {
         "n_radial": basis["num_basis"],
         "radial_basis": "gaussian" if basis["kind"] == "gauss" else "sine",
         "radial_hidden": tuple(message["radial_weight"]["inner_dims"]),
+        "radial_activation": ACTIVATION_NAMES[message["radial_weight"]["activation"]],
         "envelope": ENVELOPE_NAMES[envelope["kind"]],
         "envelope_start": envelope["cutoff_start"],
         "envelope_curvature": envelope.get("c", 0.1),
@@ -134,6 +134,7 @@ def facet_from_jax(
         InputError: an option that the published models do not use.
         CheckpointError: a weight is missing, left over or of another shape.
     """
+    weights = _untrained(official) | dict(weights)
     cutoff = float(weights["params/edge_embedding/rmax"][0])
     config = facet_config_from_jax(official, elements, average_neighbors, cutoff)
     state = {
@@ -156,6 +157,20 @@ def facet_from_jax(
         )
     model.load_state_dict(own | state)
     return model
+
+
+def _untrained(official: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Radial parameters by the configuration, for those that were not trained."""
+    section = official["edge_embed"]
+    basis, prefix = section["radial_basis"], "params/edge_embedding/"
+    values = {f"{prefix}rmax": np.array([section["r_max"]], dtype=np.float64)}
+    count = int(basis["num_basis"])
+    if basis["kind"] == "gauss":
+        values[f"{prefix}basis/mu"] = np.linspace(0.0, basis["mu_max"], count)
+        values[f"{prefix}basis/sigma"] = np.array([basis["sd"]], dtype=np.float64)
+    else:
+        values[f"{prefix}basis/freq"] = np.arange(1.0, count + 1)
+    return values
 
 
 def _trim_species(

@@ -15,6 +15,7 @@ from mlip.ops import Features
 
 EPSILON = 1e-6
 SILU_NORM = 0.5964586854233045  # root mean square of silu over 1,000,001 normal quantiles
+SHIFTED_SOFTPLUS_NORM = 0.5331546468474913  # likewise of softplus(x) − ln 2
 
 
 class EquivariantLinear(nn.Module):
@@ -95,6 +96,11 @@ def equivariant_layer_norm(x: Features) -> Features:
 def normalized_silu(x: Tensor) -> Tensor:
     """Apply silu scaled to unit second moment for normal input."""
     return nn.functional.silu(x) / SILU_NORM
+
+
+def normalized_shifted_softplus(x: Tensor) -> Tensor:
+    """Apply softplus(x) − ln 2 scaled to unit second moment for normal input."""
+    return (nn.functional.softplus(x) - math.log(2.0)) / SHIFTED_SOFTPLUS_NORM
 
 
 def gate(x: Features, channels: Sequence[int]) -> Features:

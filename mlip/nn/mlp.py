@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mlip.nn.equivariant import normalized_silu
+from mlip.nn.equivariant import normalized_shifted_softplus, normalized_silu
 
-Activation = Literal["silu", "normalized_silu", "identity"]
+Activation = Literal["silu", "normalized_silu", "normalized_shifted_softplus", "identity"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
     "normalized_silu": normalized_silu,
+    "normalized_shifted_softplus": normalized_shifted_softplus,
     "identity": lambda x: x,
 }
 

@@ -13,6 +13,7 @@ from mlip.nn.equivariant import (
     EquivariantLinear,
     equivariant_layer_norm,
     gate,
+    normalized_shifted_softplus,
     normalized_silu,
     pad_or_truncate,
 )
@@ -81,13 +82,16 @@ def _radial(arrays: Arrays) -> dict[str, float]:
     result["env_xplor_0.9"] = _worst(xplor_envelope(r, radius, 0.9), _get(arrays, "env_xplor_0.9"))
     sine = SineBasis(_get(arrays, "freq").tolist()).double()
     sine.frequencies.copy_(_get(arrays, "freq"))
-    result["basis_sinc"] = _worst(sine(r) * (2 / R_MAX), _get(arrays, "basis_sinc"))
+    for name in ("basis_sinc", "basis_bessel"):
+        result[name] = _worst(sine(r) * (2 / R_MAX), _get(arrays, name))
     gaussian = GaussianBasis(len(arrays["mu"]), R_MAX, 1.0).double()
     gaussian.centres.copy_(_get(arrays, "mu"))
     gaussian.width.copy_(_get(arrays, "sigma"))
     result["basis_gauss"] = _worst(gaussian(r), _get(arrays, "basis_gauss"))
     x = _get(arrays, "act_x")
     result["normalized_silu"] = _worst(normalized_silu(x), _get(arrays, "normalized_silu"))
+    softplus = normalized_shifted_softplus(x)
+    result["normalized_ssp"] = _worst(softplus, _get(arrays, "normalized_ssp"))
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -50,6 +51,17 @@ def test_script_fails_on_a_changed_weight(shared, repository, tmp_path):
     assert "FAILED" in done.stdout
 
 
+def test_untrained_radial_parameters_come_from_the_configuration(shared):
+    with np.load(shared / "golden" / "facet" / "facet_l2.npz") as file:
+        weights = {name[2:]: file[name] for name in file.files if name.startswith("w:")}
+        official = json.loads(str(file["config_json"]))
+    for name in ("rmax", "basis/freq"):
+        del weights[f"params/edge_embedding/{name}"]
+    model = facet_from_jax(weights, official, (8, 22, 38), 4.8)
+    assert model.cutoff == official["edge_embed"]["r_max"]
+    assert model.radial_basis.frequencies.tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
 def test_foreign_files_are_named(tmp_path):
     np.savez(tmp_path / "foreign.npz", a=np.zeros(3))
     with pytest.raises(DataError, match=r"foreign\.npz"):
@@ -59,8 +71,6 @@ def test_foreign_files_are_named(tmp_path):
 def test_import_names_what_does_not_fit(shared):
     with np.load(shared / "golden" / "facet" / "facet_l2.npz") as file:
         weights = {name[2:]: file[name] for name in file.files if name.startswith("w:")}
-        import json
-
         official = json.loads(str(file["config_json"]))
     head = weights.pop("params/head/Dense_0/kernel")
     with pytest.raises(CheckpointError, match="head"):

@@ -65,6 +65,36 @@ def test_sphere_product_is_not_linear():
     assert float((doubled[1] - 2 * update(x)[1]).detach().abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_sphere_product_multiplies_functions_on_the_sphere(order):
+    """Against e3nn's harmonics on a grid much finer than the product needs."""
+    o3 = pytest.importorskip("e3nn.o3")
+    torch.manual_seed(0)
+    update = SphereProductUpdate((2, 2, 2), (3, 2, 2), order, 4).double()
+    y = random_features((2, 2, 2))
+    heights, weights = np.polynomial.legendre.leggauss(20)
+    angles = 2 * np.pi * np.arange(41) / 41
+    ring = np.sqrt(1 - heights**2)[:, None]
+    points = np.stack(
+        np.broadcast_arrays(ring * np.sin(angles), heights[:, None], ring * np.cos(angles)), -1
+    ).reshape(-1, 3)
+    table = o3.spherical_harmonics(  # [G, 9]
+        [0, 1, 2], torch.from_numpy(points), True, normalization="component"
+    )
+    quadrature = torch.from_numpy(np.repeat(weights / 2 / 41, 41))
+    up = torch.cat(update.up(y), 1)  # [N, 9, order·2]
+    values = torch.einsum("gk,nkc->ngc", table, up) / math.sqrt(3)
+    factors = values.split(2, dim=2)
+    products = [math.prod(factors[:n]) for n in range(2, order + 1)]
+    v = torch.einsum("g,gk,ngc->nkc", quadrature, table, torch.cat(products, 2))
+    scalars = torch.cat([y[0], v[:, :1]], 2)
+    linear = update.down((scalars, torch.cat([y[1], v[:, 1:4]], 2), torch.cat([y[2], v[:, 4:]], 2)))
+    gates = update.invariants(scalars).split((3, 2, 2), dim=2)
+    truth = (linear[0] + gates[0], linear[1] * (1 + gates[1]), linear[2] * (1 + gates[2]))
+    for ours, theirs in zip(update(y), truth, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
 def test_published_grid_update_is_only_nearly_equivariant():
     torch.manual_seed(0)
     rotation = random_rotation()
