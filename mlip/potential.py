@@ -121,6 +121,11 @@ class Potential(nn.Module):
         """Reference energy of each element, eV."""
         return {z: float(self._reference[z]) for z in self.elements}
 
+    @property
+    def scale(self) -> dict[int, float]:
+        """Energy scale of each element, eV."""
+        return {z: float(self._scale[z]) for z in self.elements}
+
     def forward(
         self,
         graph: AtomicGraph,

@@ -116,6 +116,7 @@ class TrainConfig(_Settings):
     gradient_clip: Positive | None = 10.0
     reference_energies: dict[str, float] | None = None  # eV per element; None: fitted
     zbl: bool = False
+    initial: str | None = None  # potential to go on from: its model, weights, references, scale
     precision: Literal["float32", "float64"] = "float32"
     device: str = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -17,7 +17,7 @@ from rich.console import Console
 from mlip.errors import InputError, UnknownElementError, require
 from mlip.files import atomic_write
 from mlip.models import create_model
-from mlip.potential import Potential
+from mlip.potential import Potential, load_potential
 from mlip.training.choose import check_model_settings, choose_settings, cutoff_of, default_folder
 from mlip.training.config import TrainConfig, load_config, write_config
 from mlip.training.data import GraphSet, Splits, Survey, describe_files, loader, open_splits
@@ -95,13 +95,18 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
     check_model_settings(config.model)
     _accelerator(config.device)
     with _quiet_lightning():
+        start = None
+        if config.initial is not None:
+            start = load_potential(config.initial, dtype="float64")
+        if start is not None:
+            config = _settings_of(start, config)
         splits = open_splits(config.data, cutoff_of(config), config.seed)
         config = choose_settings(config, splits.train.survey)
         assert config.out is not None
         folder = Path(config.out)
         files = {part: describe_files(paths) for part, paths in _paths(config).items()}
         references = _references(config, splits.train.survey)
-        potential = _build(config, splits.train.survey, references, files)
+        potential = _build(config, splits.train.survey, references, files, start)
         _check_elements(potential, splits)
         if resume:
             _check_same_data(folder, files)
@@ -203,17 +208,38 @@ def _references(config: TrainConfig, found: Survey) -> References:
     return summarise(energies, found.counts, found.energies, fitted=fitted)
 
 
+def _settings_of(start: Potential, config: TrainConfig) -> TrainConfig:
+    """Take model, references and repulsion from the potential that the run goes on from."""
+    header = start.to_header()
+    shift = header["shift"]
+    references = {name: e + shift[name] for name, e in header["reference_energies"].items()}
+    return config.model_copy(
+        update={
+            "model": {"name": header["model"], **header["config"]},
+            "reference_energies": references,
+            "zbl": header["zbl"],
+        }
+    )
+
+
 def _build(
-    config: TrainConfig, found: Survey, references: References, files: dict[str, Any]
+    config: TrainConfig,
+    found: Survey,
+    references: References,
+    files: dict[str, Any],
+    start: Potential | None = None,
 ) -> Potential:
-    """Build the potential with weights drawn from the seed of the run."""
+    """Build the potential with weights drawn from the seed of the run, or take the given one."""
     name = config.model["name"]
     settings = {key: value for key, value in config.model.items() if key != "name"}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         model = create_model(name, settings)
     model.to({"float32": torch.float32, "float64": torch.float64}[config.precision])
-    scale = found.forces_rms or references.rmse
+    scale: float | dict[int, float] = found.forces_rms or references.rmse or 1.0
+    if start is not None:
+        model.load_state_dict(start.model.state_dict())
+        scale = start.scale
     metadata = {
         "model": name,
         "level_of_theory": config.level_of_theory,
@@ -224,7 +250,7 @@ def _build(
     return Potential(
         model,
         reference_energies=references.energies,
-        scale=scale if scale > 0 else 1.0,
+        scale=scale,
         zbl=config.zbl,
         metadata=metadata,
     )

@@ -106,6 +106,19 @@ def test_averaged_weights_are_exported(settings: Settings) -> None:
         assert row[name] == pytest.approx(value, rel=1e-6), name
 
 
+def test_a_run_goes_on_from_a_potential(settings: Settings, tmp_path: Path) -> None:
+    first = train(build_config(settings(precision="float64")), console=QUIET)
+    start = Potential.load(first.path, dtype="float64")
+    changes = {"initial": str(first.path), "model": {}, "precision": "float64", "epochs": 1}
+    still = settings(**changes, optimizer={"lr": 1e-12}, out=str(tmp_path / "still"))
+    second = Potential.load(train(build_config(still), console=QUIET).path, dtype="float64")
+    assert second.model.config == start.model.config
+    assert second.reference_energies == start.reference_energies
+    assert second.scale == start.scale
+    for name, tensor in start.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], tensor, atol=1e-8, rtol=0)
+
+
 def test_energy_shift_of_all_labels_changes_no_forces(
     settings: Settings, frames_file: Path, tmp_path: Path
 ) -> None:
