@@ -6,6 +6,7 @@ needs no licence. The trained potential is a toy.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def learn(folder: Path, console: Console, *, frames: int, epochs: int) -> Learne
     values = {
         "frames": frames,
         "epochs": epochs,
-        "potential": str(result.path.relative_to(folder.parent)),
+        "potential": os.path.relpath(result.path, folder.parent),
         "test": {name: errors.summary() for name, errors in report.overall.items()},
     }
     return Learned(values, report, read_metrics(result.folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Demo:
         text = io.StringIO()
         console = Console(file=text, width=100)
         self.values = run_demo(
-            folder, EMT(), quick=True, crystals=["Cu", "Ni"], console=console
+            os.path.relpath(folder), EMT(), quick=True, crystals=["Cu", "Ni"], console=console
         )
         self.printed = text.getvalue()
 
