@@ -110,8 +110,12 @@ class FacetConfig(BaseModel):
             raise ValueError("elements holds an atomic number twice")
         if any(not 1 <= z <= 118 for z in self.elements):
             raise ValueError("elements are atomic numbers from 1 to 118")
-        if any(len(channels) < 2 or min(channels) < 1 for channels in self.hidden):
-            raise ValueError("each entry of hidden needs channels for l = 0 and l = 1 at least")
+        for channels in self.hidden:
+            if len(channels) < 2 or min(channels) < 0 or 0 in (channels[0], channels[-1]):
+                raise ValueError(
+                    "each entry of hidden needs channels for l = 0 and for its highest l, which is "
+                    "1 or more; 0 leaves out a degree between them"
+                )
         if self.message is not None:
             if self.node_update != "sphere_product":
                 raise ValueError("message needs node_update: sphere_product")
@@ -142,7 +146,10 @@ class FacetBlock(nn.Module):
         self.message_scale = config.average_neighbors**-config.neighbor_power
         self.before = EquivariantLinear(channels_in, channels_in) if config.linear_before else None
         self.signature = ConvolutionSignature(
-            channels_in, _lmax_edge(config), tuple(range(len(mixed))), config.natural_parity
+            channels_in,
+            _lmax_edge(config),
+            tuple(degree for degree, n in enumerate(mixed) if n),
+            config.natural_parity,
         )
         widths = [config.n_radial, *config.radial_hidden, self.signature.n_weights]
         self.radial = MLP(widths, config.radial_activation)

@@ -27,3 +27,13 @@ class TestFacetWithHighDegreeMessages(ModelContract):
         },
     )
     layers = 2
+
+
+class TestFacetWithoutVectors(ModelContract):
+    """A degree may be left out between the scalars and the highest."""
+
+    model = (
+        "facet",
+        {"cutoff": 4.2, "hidden": ((6, 0, 4),), "embedding": 6, "outputs": 6},
+    )
+    layers = 2
