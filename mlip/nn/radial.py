@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def polynomial_envelope(x: Tensor, p: int) -> Tensor:
-    """Evaluate the polynomial envelope, zero with p − 4 … continuous derivatives at x = 1.
+    """Evaluate the polynomial envelope, twice continuously differentiable at the cutoff.
 
     1 − (p+1)(p+2)/2 x^p + p(p+2) x^{p+1} − p(p+1)/2 x^{p+2} for x < 1 (Gasteiger et al.,
     arXiv 2003.03123, eq. 8): value, first and second derivative vanish at the cutoff and the

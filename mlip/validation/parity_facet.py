@@ -19,8 +19,8 @@ from mlip.errors import DataError
 from mlip.graph import AtomicGraph, batch_graphs
 from mlip.models.facet import Facet
 from mlip.models.facet_jax import facet_from_jax
-from mlip.ops import Features
 from mlip.potential import Potential
+from mlip.validation.parity_facet_parts import compare_parts, flatten
 
 Arrays = Mapping[str, np.ndarray]
 TOLERANCE = {"float64": 1e-10, "float32": 5e-5}
@@ -54,8 +54,6 @@ def compare_file(path: str | Path) -> list[Deviation]:
     if "config_json" in arrays:
         return compare_model(arrays)
     if "edge_sh_l3" in arrays:
-        from mlip.validation.parity_facet_parts import compare_parts
-
         return [Deviation(name, "float64", d, 1e-10) for name, d in compare_parts(arrays).items()]
     raise DataError(f"{path}: holds neither config_json nor parts: not a golden file of Facet")
 
@@ -154,17 +152,12 @@ def _graph(arrays: Arrays, model: Facet) -> AtomicGraph:
     return batch_graphs(graphs)
 
 
-def flat_irreps(x: Features) -> Tensor:
-    """Flatten features to the official layout: degree, then channel, then component."""
-    return torch.cat([part.transpose(1, 2).flatten(1) for part in x], dim=1)
-
-
 def _record(model: Facet, recorded: dict[str, Tensor]) -> list[Any]:
     """Hook the modules whose outputs the golden files name."""
 
     def hook(name: str) -> Callable[..., None]:
         def store(_module: Any, _inputs: Any, output: Any) -> None:
-            recorded[name] = flat_irreps(output) if isinstance(output, tuple) else output
+            recorded[name] = flatten(output) if isinstance(output, tuple) else output
 
         return store
 
