@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from mlip.datasets.labels import LabelKeys
+from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file
 from mlip.datasets.report import ConversionReport, InputFile, make_report
 from mlip.datasets.statistics import Statistics
@@ -123,7 +124,7 @@ class _Job:
         for number, path in enumerate(self.files):
             file = self.inputs[number]
             done = file.kept + len(file.dropped)
-            for entry in iterate_file(path, self.keys, done):
+            for entry in iterate_file(path, ReadOptions(self.keys), done):
                 self._take(entry, number, sink)
                 if self.on_frame is not None:
                     self.on_frame(path, self.dropped + len(self.statistics), self.dropped)

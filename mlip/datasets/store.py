@@ -20,6 +20,7 @@ import lmdb
 import numpy as np
 
 import mlip
+from mlip.datasets.dataset import DatasetFacts
 from mlip.datasets.encoding import decode, encode
 from mlip.datasets.lmdb_file import (
     SharedEnvironment,
@@ -303,6 +304,11 @@ class StructureStore(Sequence[Structure]):
         from mlip.datasets.edges import count_edges
 
         return count_edges(self, cutoff)
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """Tell format and energy convention as the writer stated them."""
+        return DatasetFacts("mlip store", self.metadata["user"].get("energy_convention"))
 
     def fingerprint(self) -> str:
         """Identify the content (sizes and checksums of all entries)."""

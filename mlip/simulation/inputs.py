@@ -11,7 +11,9 @@ from pathlib import Path
 
 from ase import Atoms
 
-from mlip.datasets.read import Reader, expand, find_reader
+from mlip.datasets.formats.reader import Reader
+from mlip.datasets.options import ReadOptions
+from mlip.datasets.read import expand, find_reader
 from mlip.datasets.structure import Structure
 from mlip.errors import DataError
 
@@ -41,7 +43,7 @@ def _iterate(readers: Sequence[tuple[Path, Reader]]) -> Iterator[NamedStructure]
     for path, reader in readers:
         count = 0
         try:
-            for frame, content in reader.read(path, 0):
+            for frame, content in reader.read(path, 0, ReadOptions()):
                 count += 1
                 atoms = content.to_atoms() if isinstance(content, Structure) else content
                 yield f"{path} frame {frame}", atoms

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from mlip.datasets.formats.reader import Frames
+from mlip.datasets.options import ReadOptions
 from mlip.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +31,13 @@ _OPENERS: dict[str, Callable[..., Any]] = {
 COMPRESSED = frozenset(_OPENERS)
 
 
-def read_extxyz(path: Path, start: int = 0) -> Iterator[tuple[int, Atoms | DataError]]:
+def is_extxyz(path: Path) -> bool:
+    """Recognise extended XYZ by the name of the file, compressed or not."""
+    suffixes = [s for s in path.suffixes if s not in COMPRESSED]
+    return bool(suffixes) and suffixes[-1] in {".extxyz", ".xyz"}
+
+
+def read_extxyz(path: Path, start: int, options: ReadOptions) -> Frames:  # noqa: ARG001
     """Give (frame index, atoms) from frame ``start`` on; a bad frame gives an error in its place.
 
     Raises:

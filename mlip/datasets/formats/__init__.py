@@ -1,0 +1,1 @@
+"""File formats: each file here reads one; the table of them all is in table.py."""

@@ -1,0 +1,50 @@
+"""What a file format has to offer to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from mlip.datasets.dataset import Dataset
+from mlip.datasets.options import ReadOptions
+from mlip.datasets.structure import Structure
+from mlip.errors import DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+# One frame: a finished structure, ASE atoms whose labels are still to be found, or its problem
+# (a DataError that names key and field; the caller adds file and frame).
+
+Frames = Iterator[tuple[int, "Structure | Atoms | DataError"]]
+
+
+class Reader(NamedTuple):
+    """A file format.
+
+    Attributes:
+        name: how errors and reports call it.
+        recognises: whether a file is of this format; cheap and without side effects.
+        read: frames of a file from a given index on, in order.
+        open: random access to a file, or None where the format only streams.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, int, ReadOptions], Frames]
+    open: Callable[[Path, ReadOptions], Dataset] | None = None
+
+
+def by_index(open_file: Callable[[Path, ReadOptions], Dataset]) -> Callable[..., Frames]:
+    """Make the ``read`` of a format with random access from its ``open``."""
+
+    def read(path: Path, start: int, options: ReadOptions) -> Frames:
+        dataset = open_file(path, options)
+        for i in range(start, len(dataset)):
+            try:
+                yield i, dataset[i]
+            except DataError as error:
+                yield i, error
+
+    return read

@@ -1,0 +1,25 @@
+"""The table of known file formats; the first that recognises a file reads it."""
+
+from __future__ import annotations
+
+from mlip.datasets.formats.ase_files import (
+    ase_format,
+    read_database,
+    read_trajectory,
+    read_with_ase,
+)
+from mlip.datasets.formats.extxyz import is_extxyz, read_extxyz
+from mlip.datasets.formats.native import is_lmdb, open_store
+from mlip.datasets.formats.reader import Reader, by_index
+
+READERS: tuple[Reader, ...] = (
+    Reader("mlip store (.lmdb)", is_lmdb, by_index(open_store), open_store),
+    Reader("extxyz (.extxyz, .xyz, also .xz .gz .bz2)", is_extxyz, read_extxyz),
+    Reader("ASE trajectory (.traj)", lambda p: ase_format(p) == "traj", read_trajectory),
+    Reader("ASE database (.db, .json)", lambda p: ase_format(p) in {"db", "json"}, read_database),
+    Reader(
+        "any other format that ASE reads (OUTCAR, vasprun.xml, cif, ...)",
+        lambda p: ase_format(p) is not None,
+        read_with_ase,
+    ),
+)
