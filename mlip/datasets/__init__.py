@@ -10,7 +10,7 @@ _PUBLIC = {
     "structure_to_graph": "mlip.datasets.structure",
     "LabelKeys": "mlip.datasets.labels",
     "StructureStore": "mlip.datasets.store",
-    "StructureWriter": "mlip.datasets.store",
+    "StructureWriter": "mlip.datasets.writer",
     "open_dataset": "mlip.datasets.collection",
     "ConversionReport": "mlip.datasets.report",
     "split_indices": "mlip.datasets.split",

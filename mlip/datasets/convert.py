@@ -14,8 +14,8 @@ from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file
 from mlip.datasets.report import ConversionReport, InputFile, make_report
 from mlip.datasets.statistics import Statistics
-from mlip.datasets.store import StructureWriter
 from mlip.datasets.structure import Structure
+from mlip.datasets.writer import StructureWriter
 from mlip.errors import DataError, InputError
 from mlip.files import atomic_write
 

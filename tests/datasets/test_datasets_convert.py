@@ -25,7 +25,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mlip.cli.app import app
-from mlip.datasets import store as store_module
+from mlip.datasets import writer as store_module
 from mlip.datasets.convert import convert
 from mlip.datasets.labels import LabelKeys
 from mlip.datasets.statistics import geometry_hash, nearest_distance

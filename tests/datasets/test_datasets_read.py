@@ -16,7 +16,8 @@ from ase import Atoms
 from mlip.datasets.collection import open_dataset
 from mlip.datasets.labels import LabelKeys
 from mlip.datasets.read import iterate_file
-from mlip.datasets.store import StructureStore, StructureWriter
+from mlip.datasets.store import StructureStore
+from mlip.datasets.writer import StructureWriter
 from mlip.errors import DataError
 
 EXACT = {"traj", "db", "json"}

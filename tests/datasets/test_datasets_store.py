@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from mlip.datasets import store as store_module
+from mlip.datasets import writer as store_module
 from mlip.datasets.lmdb_file import check_lmdb_file
-from mlip.datasets.store import StructureStore, StructureWriter
+from mlip.datasets.store import StructureStore
 from mlip.datasets.structure import Structure
+from mlip.datasets.writer import StructureWriter
 from mlip.errors import DataError, MlipError
 from mlip.graph import neighbor_list
 
