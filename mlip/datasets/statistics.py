@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from array import array
 from collections import Counter
@@ -30,6 +31,8 @@ QUANTITIES = {
     "volume per atom": "Å³",
     "nearest distance": "Å",
 }
+_ARRAYS = ("_closest", "_hashes", "_groups", "_files")
+_COUNTERS = ("element_atoms", "element_frames", "config_types", "labelled")
 
 
 class Statistics:
@@ -74,6 +77,39 @@ class Statistics:
         self._hashes.append(geometry_hash(s))
         self._files.append(file)
         self._count(s)
+
+    def to_record(self) -> dict[str, Any]:
+        """Give everything as plain JSON values; numbers keep every bit (see ``extend``)."""
+        arrays = {**self._columns, **{name: getattr(self, name) for name in _ARRAYS}}
+        return {
+            "arrays": {name: _packed(values) for name, values in arrays.items()},
+            "compositions": [key.hex() for key in self._compositions],
+            "counters": {name: list(getattr(self, name).items()) for name in _COUNTERS},
+            "zero_forces_on_fixed": self.zero_forces_on_fixed,
+        }
+
+    def extend(self, record: dict[str, Any], file: int | None = None) -> None:
+        """Add all structures of a record behind those here, as if added one by one.
+
+        Args:
+            record: what ``to_record`` of another instance gave.
+            file: number of the input that all of them come from, if the record has another.
+        """
+        new = {name: _unpacked(data) for name, data in record["arrays"].items()}
+        for name, values in self._columns.items():
+            values.extend(new[name])
+        groups = [
+            self._compositions.setdefault(bytes.fromhex(key), len(self._compositions))
+            for key in record["compositions"]
+        ]
+        new["_groups"] = array("L", [groups[i] for i in new["_groups"]])
+        if file is not None:
+            new["_files"] = array("L", [file]) * len(new["_files"])
+        for name in _ARRAYS:
+            getattr(self, name).extend(new[name])
+        for name in _COUNTERS:
+            getattr(self, name).update(dict(record["counters"][name]))
+        self.zero_forces_on_fixed += record["zero_forces_on_fixed"]
 
     def column(self, name: str) -> Array:
         """Give one quantity of every structure; NaN where it has none."""
@@ -176,6 +212,16 @@ def nearest_distance(structure: Structure) -> tuple[float, float]:
             radii = covalent_radii[s.numbers]
             return float(lengths.min()), float((lengths / (radii[source] + radii[target])).min())
     return NO_VALUE, NO_VALUE
+
+
+def _packed(values: array[Any]) -> list[str]:
+    return [values.typecode, base64.b64encode(values.tobytes()).decode()]
+
+
+def _unpacked(data: list[str]) -> array[Any]:
+    values = array(data[0])
+    values.frombytes(base64.b64decode(data[1]))
+    return values
 
 
 def _largest_norm(forces: Array) -> float:

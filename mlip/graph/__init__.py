@@ -1,8 +1,29 @@
-"""Structures as graphs: neighbour lists, one graph, batches of graphs."""
+"""Structures as graphs: neighbour lists, one graph, batches of graphs.
 
-from mlip.graph.batch import batch_graphs, batch_index, edge_vectors, number_of_graphs
-from mlip.graph.graph import AtomicGraph, as_atoms, atoms_to_graph, make_graph
-from mlip.graph.neighbors import neighbor_list
+Names are loaded on first use, so that neighbour lists alone do not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlip.graph.batch import batch_graphs, batch_index, edge_vectors, number_of_graphs
+    from mlip.graph.graph import AtomicGraph, as_atoms, atoms_to_graph, make_graph
+    from mlip.graph.neighbors import neighbor_list
+
+_PUBLIC = {
+    "AtomicGraph": "mlip.graph.graph",
+    "as_atoms": "mlip.graph.graph",
+    "atoms_to_graph": "mlip.graph.graph",
+    "batch_graphs": "mlip.graph.batch",
+    "batch_index": "mlip.graph.batch",
+    "edge_vectors": "mlip.graph.batch",
+    "make_graph": "mlip.graph.graph",
+    "neighbor_list": "mlip.graph.neighbors",
+    "number_of_graphs": "mlip.graph.batch",
+}
 
 __all__ = [
     "AtomicGraph",
@@ -15,3 +36,9 @@ __all__ = [
     "neighbor_list",
     "number_of_graphs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'mlip.graph' has no attribute {name!r}")
