@@ -7,6 +7,7 @@ import hashlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, overload
 
 import numpy as np
@@ -59,6 +60,36 @@ class Dataset(Protocol):
     def fingerprint(self) -> str:
         """Identify the content cheaply: changes when the files do."""
         ...
+
+
+class IndexedDataset(Sequence[Structure]):
+    """What formats with random access share: they have a length and read one entry by its place.
+
+    Args:
+        path: the file.
+        facts: what is known of it.
+    """
+
+    def __init__(self, path: Path, facts: DatasetFacts) -> None:
+        self.path = path
+        self.facts = facts
+
+    def read(self, index: int) -> Structure:
+        """Read and check the entry at a place from 0 to the length.
+
+        Raises:
+            DataError: a bad entry; the text names file, entry and field.
+        """
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Structure: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Structure]: ...
+    def __getitem__(self, index: int | slice) -> Structure | list[Structure]:
+        if isinstance(index, slice):
+            return [self.read(i) for i in range(*index.indices(len(self)))]
+        return self.read(checked_index(index, len(self)))
 
 
 class LoadedDataset(Sequence[Structure]):

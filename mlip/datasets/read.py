@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mlip.datasets.formats.reader import Reader
 from mlip.datasets.formats.table import READERS
-from mlip.datasets.labels import extract, label_hints
+from mlip.datasets.labels import Extracted, extract, label_hints
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.structure import Structure
 from mlip.errors import DataError
@@ -100,7 +100,10 @@ def _entry(path: Path, index: int, content: Any, options: ReadOptions) -> Entry:
         used = {x: f"{x} (store)" for x in labels if getattr(content, x) is not None}
         return entry._replace(structure=content, used=used)
     if isinstance(content, DataError):
-        return entry._replace(problem=f"{entry.name}: {content}")
+        known = str(content).startswith(f"{path}")
+        return entry._replace(problem=f"{content}" if known else f"{entry.name}: {content}")
+    if isinstance(content, Extracted):
+        return entry._replace(**content._asdict())
     try:
         structure, used, not_kept = extract(content, options.keys, entry.name)
     except DataError as error:

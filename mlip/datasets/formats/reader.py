@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlip.datasets.dataset import Dataset
+from mlip.datasets.labels import Extracted
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.structure import Structure
 from mlip.errors import DataError
@@ -14,10 +15,11 @@ from mlip.errors import DataError
 if TYPE_CHECKING:
     from ase import Atoms
 
-# One frame: a finished structure, ASE atoms whose labels are still to be found, or its problem
-# (a DataError that names key and field; the caller adds file and frame).
+# One frame: a finished structure, one with the places its labels came from, ASE atoms whose labels
+# are still to be found, or its problem (a DataError; the caller adds file and frame if it does not
+# start with the file).
 
-Frames = Iterator[tuple[int, "Structure | Atoms | DataError"]]
+Frames = Iterator[tuple[int, "Structure | Extracted | Atoms | DataError"]]
 
 
 class Reader(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mlip.datasets.formats.aselmdb import FORMAT as ASELMDB
+from mlip.datasets.formats.aselmdb import is_aselmdb, open_aselmdb, read_aselmdb
 from mlip.datasets.formats.ase_files import (
     ase_format,
     read_database,
@@ -13,6 +15,7 @@ from mlip.datasets.formats.native import is_lmdb, open_store
 from mlip.datasets.formats.reader import Reader, by_index
 
 READERS: tuple[Reader, ...] = (
+    Reader(ASELMDB, is_aselmdb, read_aselmdb, open_aselmdb),
     Reader("mlip store (.lmdb)", is_lmdb, by_index(open_store), open_store),
     Reader("extxyz (.extxyz, .xyz, also .xz .gz .bz2)", is_extxyz, read_extxyz),
     Reader("ASE trajectory (.traj)", lambda p: ase_format(p) == "traj", read_trajectory),
