@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlip.graph.batch import batch_graphs, batch_index, edge_vectors, number_of_graphs
     from mlip.graph.graph import AtomicGraph, as_atoms, atoms_to_graph, make_graph
-    from mlip.graph.neighbors import neighbor_list
+    from mlip.graph.neighbors import neighbor_list, pair_distances
 
 _PUBLIC = {
     "AtomicGraph": "mlip.graph.graph",
@@ -23,6 +23,7 @@ _PUBLIC = {
     "make_graph": "mlip.graph.graph",
     "neighbor_list": "mlip.graph.neighbors",
     "number_of_graphs": "mlip.graph.batch",
+    "pair_distances": "mlip.graph.neighbors",
 }
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "make_graph",
     "neighbor_list",
     "number_of_graphs",
+    "pair_distances",
 ]
 
 

@@ -57,16 +57,28 @@ def neighbor_list(
     if len(points) == 0:
         return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
     compact, box, images = _pack(points, lattice, cutoff)
-    target, source, shift, distance = _search(compact, box, cutoff)
-    if distance.size and distance.min() < _COINCIDENT:
-        k = int(distance.argmin())
-        raise InputError(
-            f"atoms {min(source[k], target[k])} and {max(source[k], target[k])} coincide "
-            f"({distance[k]:.1e} Å apart): remove one or move it"
-        )
+    target, source, shift, _ = _search(compact, box, cutoff)
     shift = shift - images[source] + images[target]
     order = _canonical_order(source, target, shift, len(points))
     return np.stack([source[order], target[order]]), shift[order]
+
+
+def pair_distances(
+    positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike, cutoff: float
+) -> tuple[IntArray, FloatArray]:
+    """List the atoms and the distance of all directed pairs within the cutoff, in any order.
+
+    Half the cost of :func:`neighbor_list`, whose arguments and errors it has.
+
+    Returns:
+        pairs [2, E] and distances [E] Å.
+    """
+    points, lattice = check_structure(positions, cell, pbc, cutoff)
+    if len(points) == 0:
+        return np.zeros((2, 0), dtype=np.int64), np.zeros(0)
+    compact, box, _ = _pack(points, lattice, cutoff)
+    target, source, _, distance = _search(compact, box, cutoff)
+    return np.stack([source, target]), distance
 
 
 def check_structure(
@@ -207,6 +219,12 @@ def _search(
     else:
         search = NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
         centre, neighbor, shift, distance = search.compute(points, box, True, "ijSd")
+    if distance.size and distance.min() < _COINCIDENT:
+        k = int(distance.argmin())
+        raise InputError(
+            f"atoms {min(neighbor[k], centre[k])} and {max(neighbor[k], centre[k])} coincide "
+            f"({distance[k]:.1e} Å apart): remove one or move it"
+        )
     integers = (array.astype(np.int64) for array in (centre, neighbor, shift))
     return (*integers, distance)
 
