@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +16,7 @@ import lmdb
 import numpy as np
 
 import mlip
-from mlip.datasets.encoding import decode, encode
+from mlip.datasets.encoding import encode
 from mlip.datasets.lmdb_file import check_lmdb_file
 from mlip.datasets.store import (
     FORMAT,
@@ -36,16 +38,17 @@ FIRST_MAP_SIZE = 64 * 2**20
 HEADER_BYTES = 2 * 4096  # the two header pages, which LMDB writes before anything else
 
 
-class StructureWriter:
-    """Write a store; it takes its name when all entries are safely on the disk.
+class LmdbWriter(ABC):
+    """Write an LMDB file entry by entry; it takes its name when all entries are on the disk.
 
-    Entries are committed in batches, each in one transaction with the progress of the caller, to
-    ``<path>.partial``. After a ``kill -9`` the file holds whole batches only, and ``resume=True``
-    continues behind the last one. Used as a context manager it closes at the end; after an error
-    the partial file is removed (kept if ``resume`` was given, or after Ctrl-C).
+    Entries are committed in batches, each in one transaction with their number and the progress of
+    the caller, to ``<path>.partial``. After a ``kill -9`` the file holds whole batches only, and
+    ``resume=True`` continues behind the last one. Used as a context manager it closes at the end;
+    after an error the partial file is removed (kept if ``resume`` was given, or after Ctrl-C).
+    The same entries give the same file, byte for byte, interrupted or not.
 
     Args:
-        path: final name of the file, usually ``*.lmdb``.
+        path: final name of the file.
         metadata: JSON-able facts about the data (source, level of theory, ...).
         resume: continue a partial file if there is one.
         overwrite: replace an existing file (at the end) and drop a partial one (now).
@@ -64,13 +67,13 @@ class StructureWriter:
         overwrite: bool = False,
     ) -> None:
         self.path = Path(path).absolute()
-        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.partial = partial_name(self.path)
         self.metadata = dict(metadata or {})
         self.progress: dict[str, Any] = {}
+        self.complete = False
         self._resume = resume
         self._committed = 0
-        self._pending: list[bytes] = []
-        self._sizes: list[tuple[int, int]] = []
+        self._pending: list[tuple[bytes, int]] = []
         self._pending_bytes = 0
         self._environment: lmdb.Environment | None = None
         if self.path.exists() and not overwrite:
@@ -81,6 +84,19 @@ class StructureWriter:
         except BaseException:
             self._release()
             raise
+
+    @staticmethod
+    @abstractmethod
+    def encode(structure: Structure) -> bytes:
+        """Give the bytes of one entry; needs no writer, so that other processes can do it."""
+
+    @abstractmethod
+    def _restore(self, transaction: lmdb.Transaction) -> None:
+        """Take up number of entries, metadata, progress and completeness of a partial file."""
+
+    @abstractmethod
+    def _put(self, transaction: lmdb.Transaction, complete: bool) -> None:
+        """Write the pending entries and all that describes the file with them included."""
 
     def __len__(self) -> int:
         return self._committed + len(self._pending)
@@ -93,12 +109,14 @@ class StructureWriter:
             progress: JSON-able state of the job with this structure included; committed with it
                 and given back as ``writer.progress`` after ``resume=True``.
         """
-        data = encode(structure)
-        self._pending.append(data)
-        self._sizes.append((len(structure), zlib.crc32(data)))
-        self._pending_bytes += len(data)
         if progress is not None:
             self.progress = progress
+        self.append_encoded(self.encode(structure), len(structure))
+
+    def append_encoded(self, data: bytes, n_atoms: int) -> None:
+        """Add the bytes of an entry as ``encode`` gives them."""
+        self._pending.append((data, n_atoms))
+        self._pending_bytes += len(data)
         if len(self._pending) >= BATCH_ENTRIES or self._pending_bytes >= BATCH_BYTES:
             self.flush()
 
@@ -106,25 +124,20 @@ class StructureWriter:
         """Commit what was appended, together with the progress, in one transaction."""
         self._commit(complete=False)
 
-    def read_committed(self, index: int) -> Structure:
-        """Read back an entry that an earlier run committed."""
-        assert self._environment is not None
-        with self._environment.begin() as transaction:
-            return decode(transaction.get(entry_key(index)) or b"")
-
     def close(self) -> None:
         """Commit the rest and give the file its final name."""
         if self._environment is None:
             return
-        self._commit(complete=True)
+        if not self.complete:
+            self._commit(complete=True)
         self._environment.close()
         self._environment = None
         try:
             os.fsync(self._lock_handle)
             self.partial.replace(self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as error:
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
         finally:
             self._release()
 
@@ -159,19 +172,15 @@ class StructureWriter:
         """Take the partial file for this process alone; give its file descriptor."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
+        handle = open_locked(self.partial)
         try:
-            _lock(handle, self.partial)
             found = os.fstat(handle).st_size
             if found and overwrite and not self._resume:
                 os.ftruncate(handle, 0)
             elif found and not self._resume:
-                raise DataError(
-                    f"{self.partial} is left from an interrupted run: "
-                    "continue it (--resume), or drop it (--overwrite)"
-                )
+                raise DataError(left_over(self.partial))
         except BaseException:
             os.close(handle)
             raise
@@ -184,50 +193,34 @@ class StructureWriter:
             size = 0
         if size:
             check_lmdb_file(self.partial)
+        map_size = FIRST_MAP_SIZE
+        while map_size < size:
+            map_size *= 2
         try:
             self._environment = lmdb.open(
-                str(self.partial), subdir=False, lock=False, map_size=max(FIRST_MAP_SIZE, 2 * size),
-                meminit=False, readahead=False,
-            )  # fmt: skip
+                str(self.partial), subdir=False, lock=False, map_size=map_size, readahead=False
+            )
         except (lmdb.Error, OSError) as error:
-            raise _write_error(self.path, error) from error
+            raise write_error(self.path, error) from error
         with self._environment.begin() as transaction:
-            stored = read_metadata(transaction, self.partial, complete=False) if size else None
-            if stored is not None:
-                self._committed = stored["count"]
-                self.metadata = {**stored["user"], **self.metadata}
-                self.progress = json.loads(transaction.get(PROGRESS_KEY, b"{}"))
+            if transaction.stat()["entries"]:
+                self._restore(transaction)
 
     def _commit(self, complete: bool) -> None:
-        if self._environment is None:
+        if self._environment is None or self.complete:
             raise MlipError(f"{self.path}: the writer is closed")
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
-                    self._put_batch(transaction, complete)
+                    self._put(transaction, complete)
                 break
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except (lmdb.Error, OSError) as error:
-                raise _write_error(self.path, error) from error
+                raise write_error(self.path, error) from error
         self._committed += len(self._pending)
-        self._pending, self._sizes, self._pending_bytes = [], [], 0
-
-    def _put_batch(self, transaction: lmdb.Transaction, complete: bool) -> None:
-        for index, data in enumerate(self._pending, start=self._committed):
-            transaction.put(entry_key(index), data, append=True)
-        if self._sizes:
-            block = np.array(self._sizes, dtype=SIZE_RECORD).tobytes()
-            transaction.put(SIZES_PREFIX + entry_key(self._committed), block)
-        metadata = {
-            "format": FORMAT, "version": VERSION, "written_by": f"mlip {mlip.__version__}",
-            "units": UNITS, "count": len(self), "complete": complete, "user": self.metadata,
-        }  # fmt: skip
-        transaction.put(METADATA_KEY, json.dumps(metadata).encode())
-        if complete:
-            transaction.delete(PROGRESS_KEY)
-        else:
-            transaction.put(PROGRESS_KEY, json.dumps(self.progress).encode())
+        self._pending, self._pending_bytes = [], 0
+        self.complete = complete
 
     def _release(self) -> None:
         if self._lock_handle >= 0:
@@ -235,18 +228,92 @@ class StructureWriter:
             self._lock_handle = -1
 
 
-def _lock(handle: int, path: Path) -> None:
+class StructureWriter(LmdbWriter):
+    """Write a native store (see :class:`LmdbWriter` for arguments and behaviour).
+
+    The metadata of the file get a ``content_hash``: starting from nothing, the 128-bit blake2b of
+    the hash so far and the bytes of the next entry.
+    """
+
+    _hash = b""
+    _next_hash = b""
+
+    @staticmethod
+    def encode(structure: Structure) -> bytes:
+        """Give the bytes of one entry."""
+        return encode(structure)
+
+    def _restore(self, transaction: lmdb.Transaction) -> None:
+        stored = read_metadata(transaction, self.partial, complete=False)
+        self._committed = stored["count"]
+        self._hash = bytes.fromhex(stored.get("content_hash", ""))
+        self.complete = stored["complete"]
+        self.metadata = {**stored["user"], **self.metadata}
+        self.progress = json.loads(transaction.get(PROGRESS_KEY, b"{}"))
+
+    def _put(self, transaction: lmdb.Transaction, complete: bool) -> None:
+        content = self._hash
+        for index, (data, _) in enumerate(self._pending, start=self._committed):
+            transaction.put(entry_key(index), data, append=True)
+            content = hashlib.blake2b(content + data, digest_size=16).digest()
+        if self._pending:
+            sizes = [(n_atoms, zlib.crc32(data)) for data, n_atoms in self._pending]
+            block = np.array(sizes, dtype=SIZE_RECORD).tobytes()
+            transaction.put(SIZES_PREFIX + entry_key(self._committed), block)
+        metadata = {
+            "format": FORMAT, "version": VERSION, "written_by": f"mlip {mlip.__version__}",
+            "units": UNITS, "count": len(self), "complete": complete,
+            "content_hash": content.hex(), "user": self.metadata,
+        }  # fmt: skip
+        transaction.put(METADATA_KEY, json.dumps(metadata).encode())
+        if complete:
+            transaction.delete(PROGRESS_KEY)
+        else:
+            transaction.put(PROGRESS_KEY, json.dumps(self.progress).encode())
+        self._next_hash = content
+
+    def _commit(self, complete: bool) -> None:
+        super()._commit(complete)
+        self._hash = self._next_hash
+
+
+def partial_name(path: Path) -> Path:
+    """Give the name under which something is written before it is complete."""
+    return path.with_name(path.name + ".partial")
+
+
+def left_over(partial: Path) -> str:
+    """Say what to do with what an interrupted run left."""
+    return (
+        f"{partial} is left from an interrupted run: continue it (--resume), or drop it "
+        "(--overwrite)"
+    )
+
+
+def open_locked(path: Path) -> int:
+    """Open or create a file for this process alone; give its file descriptor.
+
+    Raises:
+        MlipError: it cannot be written, or another process writes it.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise write_error(path, error) from error
     try:
         import fcntl
     except ImportError:  # no such locks on Windows
-        return
+        return handle
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        os.close(handle)
         raise MlipError(f"{path} is being written by another process: wait for it") from None
+    return handle
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -254,7 +321,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _write_error(path: Path, error: Exception) -> MlipError:
+def write_error(path: Path, error: Exception) -> MlipError:
+    """Say that a file cannot be written and why."""
     reason = getattr(error, "strerror", None) or str(error)
     return MlipError(
         f"cannot write {path}: {reason}; free space or choose another folder "
