@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mlip.datasets.structure import Array, Structure
-from mlip.graph import neighbor_list
+from mlip.graph import pair_distances
 
 # Energies per atom of one composition further from their median than this many robust standard
 # deviations (1.4826 MAD, at least ENERGY_FLOOR), in groups of at least MIN_GROUP, are outliers.
@@ -20,30 +20,36 @@ ENERGY_FLOOR = 0.01  # eV/atom
 MIN_GROUP = 10
 LARGE_FORCE = 50.0  # eV/Å
 SHORT_DISTANCE = 0.5  # of the sum of two covalent radii
-SEARCH_RADII = (2.0, 4.0, 8.0)  # Å
+FIRST_RADIUS, WIDER_RADII = 2.0, (4.0, 8.0)  # Å
+NEXT_RADIUS = 1.1  # times the nearest distance of the structure before
+VOLUME_SPREAD = 0.005  # relative; less volume change than this says nothing about a stress
 NO_VALUE = float("nan")
 
 QUANTITIES = {
     "atoms": "",
     "energy per atom": "eV",
     "largest force": "eV/Å",
+    "net force": "eV/Å",
     "largest stress": "eV/Å³",
     "volume per atom": "Å³",
     "nearest distance": "Å",
 }
-_ARRAYS = ("_closest", "_hashes", "_groups", "_files")
+_ARRAYS = ("_closest", "_traces", "_hashes", "_groups", "_files")
 _COUNTERS = ("element_atoms", "element_frames", "config_types", "labelled")
 
 
 class Statistics:
-    """Numbers of every structure added so far, in order."""
+    """Numbers of every structure added so far, in order: 56 bytes a structure."""
 
     def __init__(self) -> None:
-        self._columns = {name: array("d") for name in QUANTITIES}
-        self._closest = array("d")  # nearest distance over the sum of covalent radii
+        exact = {"energy per atom"}
+        self._columns = {name: array("d" if name in exact else "f") for name in QUANTITIES}
+        self._closest = array("f")  # nearest distance over the sum of covalent radii
+        self._traces = array("f")  # of the stress, eV/Å³
         self._hashes = array("Q")
-        self._groups = array("L")
-        self._files = array("L")
+        self._groups = array("I")
+        self._files = array("I")
+        self._radius = FIRST_RADIUS
         self._compositions: dict[bytes, int] = {}
         self.element_atoms: Counter[int] = Counter()
         self.element_frames: Counter[int] = Counter()
@@ -61,12 +67,14 @@ class Statistics:
             InputError: two atoms coincide.
         """
         s, n = structure, len(structure)
-        distance, ratio = nearest_distance(s)
+        distance, ratio = nearest_distance(s, self._radius)
+        self._radius = min(WIDER_RADII[0], NEXT_RADIUS * distance)  # the first if that is NaN
         volume = abs(float(np.linalg.det(s.cell))) / n if s.pbc.all() else NO_VALUE
         values = {
             "atoms": n,
             "energy per atom": NO_VALUE if s.energy is None else s.energy / n,
             "largest force": NO_VALUE if s.forces is None else _largest_norm(s.forces),
+            "net force": NO_VALUE if s.forces is None else _largest_norm(s.forces.sum(0)[None]),
             "largest stress": NO_VALUE if s.stress is None else float(np.abs(s.stress).max()),
             "volume per atom": volume,
             "nearest distance": distance,
@@ -74,6 +82,7 @@ class Statistics:
         for name, value in values.items():
             self._columns[name].append(value)
         self._closest.append(ratio)
+        self._traces.append(NO_VALUE if s.stress is None else float(np.trace(s.stress)))
         self._hashes.append(geometry_hash(s))
         self._files.append(file)
         self._count(s)
@@ -102,9 +111,9 @@ class Statistics:
             self._compositions.setdefault(bytes.fromhex(key), len(self._compositions))
             for key in record["compositions"]
         ]
-        new["_groups"] = array("L", [groups[i] for i in new["_groups"]])
+        new["_groups"] = array("I", [groups[i] for i in new["_groups"]])
         if file is not None:
-            new["_files"] = array("L", [file]) * len(new["_files"])
+            new["_files"] = array("I", [file]) * len(new["_files"])
         for name in _ARRAYS:
             getattr(self, name).extend(new[name])
         for name in _COUNTERS:
@@ -143,13 +152,37 @@ class Statistics:
             found[int(i)] = f"two atoms {distance[i]:.3g} Å apart"
         return dict(sorted(found.items()))
 
+    def same_geometry(self) -> list[Array]:
+        """Give the indices of each exact geometry that occurs more than once."""
+        groups = _members(np.unique(self.hashes(), return_inverse=True)[1].reshape(-1))
+        return [members for members in groups if len(members) > 1]
+
     def duplicates(self) -> tuple[int, int]:
         """Count structures whose exact geometry came before, and those with another energy."""
-        same = [m for m in _members(np.unique(self.hashes(), return_inverse=True)[1]) if len(m) > 1]
+        same = self.same_geometry()
         energy = self.column("energy per atom")
         labels = [e[~np.isnan(e)] for e in (energy[m] for m in same)]
         differ = sum(len(e) > 1 and np.ptp(e) > 1e-6 for e in labels)
         return sum(len(m) - 1 for m in same), differ
+
+    def stress_follows_volume(self) -> float | None:
+        """Correlate the trace of the stress with the volume, inside each composition.
+
+        Matter resists: stretched it pulls (a positive trace in the sign of ASE), compressed it
+        pushes. A clearly negative value means the opposite sign.
+
+        Returns:
+            The median of the correlations; None where no composition has enough structures of
+            different volumes.
+        """
+        volume, trace = self.column("volume per atom"), np.array(self._traces)
+        usable = ~(np.isnan(volume) | np.isnan(trace))
+        found: list[float] = []
+        for members in _members(np.where(usable, np.array(self._groups, dtype=np.int64), -1)):
+            v, t = volume[members], trace[members]
+            if len(members) >= MIN_GROUP and v.std() > VOLUME_SPREAD * v.mean() and t.std() > 0:
+                found.append(float(np.corrcoef(v, t)[0, 1]))
+        return float(np.median(found)) if found else None
 
     def overlap(self, a: int, b: int) -> int:
         """Count geometries of input ``b`` that are also in input ``a``."""
@@ -193,10 +226,17 @@ def geometry_hash(structure: Structure) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def nearest_distance(structure: Structure) -> tuple[float, float]:
+def nearest_distance(
+    structure: Structure, first_radius: float = FIRST_RADIUS
+) -> tuple[float, float]:
     """Give the shortest distance, Å, and the shortest over the sum of covalent radii.
 
-    Images count; both are NaN when no two atoms come closer than 8 Å.
+    Images count; both are NaN when no two atoms come closer than 8 Å. The ratio is exact where it
+    is below 1/2; above, longer pairs may have a smaller one.
+
+    Args:
+        structure: structure.
+        first_radius: where the search begins, Å; it is fastest just above the shortest distance.
 
     Raises:
         InputError: two atoms coincide.
@@ -204,12 +244,10 @@ def nearest_distance(structure: Structure) -> tuple[float, float]:
     from ase.data import covalent_radii
 
     s = structure
-    for radius in SEARCH_RADII:
-        (source, target), shift = neighbor_list(s.positions, s.cell, s.pbc, radius)
+    radii = covalent_radii[s.numbers]
+    for radius in (max(first_radius, float(radii.max())), *WIDER_RADII):
+        (source, target), lengths = pair_distances(s.positions, s.cell, s.pbc, radius)
         if source.size:
-            vectors = s.positions[source] + shift @ s.cell - s.positions[target]
-            lengths = np.linalg.norm(vectors, axis=1)
-            radii = covalent_radii[s.numbers]
             return float(lengths.min()), float((lengths / (radii[source] + radii[target])).min())
     return NO_VALUE, NO_VALUE
 
