@@ -6,6 +6,7 @@ Finding labels among the many keys that files use is in labels.py; storage is in
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ FLAT_CELL = 1e-8
 # Stress matrices may be unsymmetric by rounding in a text file, not by more.
 STRESS_ASYMMETRY = 1e-2
 STRESS_ROUNDING = 1e-5  # eV/Å³
+_VOIGT = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # xx yy zz yz xz xy
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +196,10 @@ def structure_to_graph(
 def real_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     """Copy ``value`` as float64 of ``shape``, or raise a DataError that names the field."""
     array = _shaped(name, value, shape, np.float64)
-    if not np.isfinite(array).all():
+    flat = array.reshape(-1)
+    with np.errstate(over="ignore"):
+        quick = math.isfinite(flat.dot(flat))  # a finite sum of squares is a proof
+    if not quick and not np.isfinite(array).all():
         bad = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise DataError(f"{name}{list(bad)} is {array[bad]}, expected a finite number")
     return array
@@ -202,6 +207,8 @@ def real_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 
 def real_scalar(name: str, value: Any) -> float:
     """Read one finite number, also from an array that holds a single one."""
+    if type(value) is float and math.isfinite(value):
+        return value
     try:
         array = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
@@ -218,8 +225,7 @@ def stress_matrix(value: Any, name: str = "stress") -> Array:
     """Read a stress as a symmetric [3, 3] matrix from Voigt-6 (xx yy zz yz xz xy), 9 or 3x3."""
     shape = np.shape(value)
     if shape == (6,):
-        xx, yy, zz, yz, xz, xy = real_array(name, value, (6,))
-        return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        return real_array(name, value, (6,))[_VOIGT]
     if shape not in {(9,), (3, 3)}:
         raise DataError(f"{name} has shape {shape}, expected (6,) Voigt, (9,) or (3, 3)")
     matrix = real_array(name, np.reshape(value, (3, 3)), (3, 3))
@@ -237,11 +243,19 @@ def json_info(info: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     kept: dict[str, Any] = {}
     lost: list[str] = []
     for key, value in info.items():
+        if type(key) is str and (
+            type(value) in _PLAIN or (type(value) is float and math.isfinite(value))
+        ):
+            kept[key] = value
+            continue
         try:
             kept[str(key)] = json.loads(json.dumps(value, default=_plain))
         except (TypeError, ValueError, RecursionError):
             lost.append(str(key))
     return kept, lost
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
 
 
 def _plain(value: Any) -> Any:
@@ -251,10 +265,10 @@ def _plain(value: Any) -> Any:
 
 
 def _fill(structure: Structure, fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
+    for value in fields.values():
         if isinstance(value, np.ndarray):
-            value.flags.writeable = False
-        object.__setattr__(structure, name, value)
+            value.setflags(write=False)
+    vars(structure).update(fields)
 
 
 def _shaped(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -268,6 +282,8 @@ def _shaped(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.dtype != np.uint64:
+        return _shaped(name, value, shape, np.int64)
     exact = _shaped(name, value, shape, np.float64)
     if not (np.isfinite(exact).all() and (exact == np.rint(exact)).all()):
         raise DataError(f"{name} holds something else than whole numbers")
@@ -275,6 +291,8 @@ def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _flags(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+        return _shaped(name, value, shape, np.bool_)
     integers = _integers(name, value, shape)
     if ((integers != 0) & (integers != 1)).any():
         raise DataError(f"{name} holds something else than true and false")
@@ -288,24 +306,37 @@ def _numbers(value: Any) -> Array:
     if shape[0] == 0:
         raise DataError("there are no atoms, expected at least one")
     numbers = _integers("numbers", value, shape)
-    wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)]
-    if wrong.size:
+    if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
+        wrong = numbers[(numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)]
         raise DataError(f"atomic number {wrong[0]} is no element, expected 1 to 118")
     return numbers
 
 
 def _check_cell(cell: Array, pbc: Array) -> None:
     """Refuse periodic directions without independent lattice vectors (zero volume or area)."""
-    vectors = cell[pbc]
-    if len(vectors) == 0:
-        return
-    lengths = np.linalg.norm(vectors, axis=1)
-    if (lengths > 0).all():
-        unit = vectors / lengths[:, None]
-        if np.sqrt(max(0.0, np.linalg.det(unit @ unit.T))) > FLAT_CELL:
+    vectors = [v for v, periodic in zip(cell.tolist(), pbc.tolist(), strict=True) if periodic]
+    lengths = [math.hypot(*v) for v in vectors]
+    if all(length > 0 for length in lengths):
+        unit = [[x / length for x in v] for v, length in zip(vectors, lengths, strict=True)]
+        if _spanned(unit) > FLAT_CELL:
             return
     directions = ", ".join("abc"[i] for i in np.flatnonzero(pbc))
     raise DataError(
         f"the cell has no volume but is periodic along {directions}: "
         "give lattice vectors or switch pbc off"
     )
+
+
+def _spanned(unit: list[list[float]]) -> float:
+    """Give the volume, area or length that up to three unit vectors span (1 for none)."""
+    if len(unit) < 2:
+        return 1.0
+    a, b = unit[:2]
+    normal = (
+        a[1] * b[2] - a[2] * b[1],
+        a[2] * b[0] - a[0] * b[2],
+        a[0] * b[1] - a[1] * b[0],
+    )
+    if len(unit) == 2:
+        return math.hypot(*normal)
+    return abs(sum(x * y for x, y in zip(normal, unit[2], strict=True)))
