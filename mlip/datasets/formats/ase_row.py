@@ -107,8 +107,7 @@ def plain_array(name: str, value: Any) -> Array:
     if type(value) is dict:
         shape, value = _tag_parts(name, value)
     try:
-        array = np.array(value)
-        array = array if shape is None else array.reshape(shape)
+        array = np.array(value) if shape is None else np.array(value).reshape(shape)
     except (TypeError, ValueError, OverflowError):
         raise DataError(f"{name} does not hold numbers of one regular shape") from None
     if array.dtype.kind not in "biufO":
@@ -127,8 +126,8 @@ def untagged(value: Any) -> Any:
         if str(value["__ndarray__"][1]).startswith("complex"):
             shape = [*shape, 2]
         try:
-            return np.array(flat, dtype=object).reshape(shape).tolist()
-        except ValueError:
+            return np.array(flat, dtype=object).reshape(shape).tolist() if flat else []
+        except (ValueError, OverflowError):
             raise DataError(f"an array of {len(flat)} values claims the shape {shape}") from None
     for tag in ("__complex__", "__datetime__"):
         if tag in value:
@@ -141,12 +140,10 @@ def _tag_parts(name: str, value: dict[str, Any]) -> tuple[list[int], list[Any]]:
     if not (isinstance(parts, list) and len(parts) == 3):
         raise DataError(f"{name} is an object {sorted(value)[:3]}, expected an array")
     shape, _, flat = parts
-    whole = isinstance(shape, list) and all(isinstance(n, int) and n >= 0 for n in shape)
-    if not (whole and isinstance(flat, list)) or math.prod(shape) not in {
-        len(flat),
-        len(flat) // 2,  # complex: pairs
-    }:
-        raise DataError(f"{name} is no regular array: shape {shape} does not fit its values")
+    if not isinstance(shape, list) or not isinstance(flat, list):
+        raise DataError(f"{name} is no array with a shape and a list of values")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise DataError(f"{name} claims the shape {shape}")
     return shape, flat
 
 
@@ -159,7 +156,8 @@ def _what_is_wrong(text: bytes, error: Exception) -> str:
         return f"the row is no JSON ({error}): write it again"
     if not found:
         return f"the row is no JSON ({error}): write it again"
-    fields = [key for key, value in row.items() if _has_constant(value)] if type(row) is dict else []
+    items = row.items() if isinstance(row, dict) else ()
+    fields = [key for key, value in items if _has_constant(value)]
     return f"{', '.join(fields) or 'the row'} holds {found[0]}, expected finite numbers"
 
 
@@ -186,7 +184,10 @@ def _extras(row: dict[str, Any]) -> dict[str, Any]:
             continue
         if not isinstance(extra, dict):
             raise DataError(f"{name} is a JSON {type(extra).__name__}, expected an object")
-        info.update(untagged(extra))
+        try:
+            info.update(untagged(extra))
+        except RecursionError:
+            raise DataError(f"{name} is nested too deeply") from None
     return info
 
 
@@ -205,37 +206,42 @@ def _labels(
     used: dict[str, _Found] = {}
     for label in LABELS:
         name = getattr(keys, label) or label
-        for place, content in (("row", row), ("data", info)):
-            if name not in content:
-                continue
-            found = _Found(name, place)
-            value = _read_label(label, f"{name} ({place})", content[name], n)
-            if label not in values:
-                values[label], used[label] = value, found
-            elif not _same(label, values[label], value):
-                raise DataError(
-                    f"conflicting {label}: {name} of the row and {name} in data differ by "
-                    f"{np.abs(np.subtract(values[label], value)).max():.4g}: remove one of them"
-                )
-        if name != label and name not in row and name not in info:
+        if name in row:
+            values[label], used[label] = _label(label, name, row[name]), _Found(name, "row")
+            if name in info:
+                _check_same(label, name, values[label], _label(label, name, info[name]), n)
+        elif name in info:
+            values[label], used[label] = _label(label, name, info[name]), _Found(name, "data")
+        elif name != label:
             raise DataError(f"{name} is missing, which was named as the key of the {label}")
-    for name in {*LABELS, *keys.named().values()}:
+    for name in (*LABELS, *keys.named().values()):
         info.pop(name, None)
     return values, used
 
 
-def _read_label(label: str, name: str, value: Any, n: int) -> Any:
+def _label(label: str, name: str, value: Any) -> Any:
+    """Read the value of a label; its shape is checked later."""
     if value is None:
         raise DataError(f"{name} is null: it was no finite number when the row was written")
+    return value if label == "energy" and _is_number(value) else plain_array(name, value)
+
+
+def _check_same(label: str, name: str, a: Any, b: Any, n: int) -> None:
+    """Compare the label of the row with the one in ``data``."""
+    own, other = f"{name} of the row", f"{name} in data"
     if label == "energy":
-        return real_scalar(name, value if _is_number(value) else plain_array(name, value))
-    array = plain_array(name, value)
-    return stress_matrix(array, name) if label == "stress" else real_array(name, array, (n, 3))
-
-
-def _same(label: str, a: Any, b: Any) -> bool:
+        a, b = real_scalar(own, a), real_scalar(other, b)
+    elif label == "stress":
+        a, b = stress_matrix(a, own), stress_matrix(b, other)
+    else:
+        a, b = real_array(own, a, (n, 3)), real_array(other, b, (n, 3))
     absolute, relative = SAME[label]
-    return np.shape(a) == np.shape(b) and bool(np.allclose(a, b, rtol=relative, atol=absolute))
+    if not np.allclose(a, b, rtol=relative, atol=absolute):
+        difference = np.abs(np.subtract(a, b)).max()
+        raise DataError(
+            f"conflicting {label}: {own} and {other} differ by {difference:.4g}: name the key "
+            "of the right one, or write the rows again"
+        )
 
 
 def _fixed(constraints: Any, n: int) -> tuple[Array | None, list[str]]:

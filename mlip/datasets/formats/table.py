@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mlip.datasets.formats.aselmdb import FORMAT as ASELMDB
-from mlip.datasets.formats.aselmdb import is_aselmdb, open_aselmdb, read_aselmdb
 from mlip.datasets.formats.ase_files import (
     ase_format,
     read_database,
     read_trajectory,
     read_with_ase,
 )
+from mlip.datasets.formats.aselmdb import FORMAT as ASELMDB
+from mlip.datasets.formats.aselmdb import is_aselmdb, open_aselmdb, read_aselmdb
 from mlip.datasets.formats.extxyz import is_extxyz, read_extxyz
 from mlip.datasets.formats.native import is_lmdb, open_store
 from mlip.datasets.formats.reader import Reader, by_index
