@@ -70,21 +70,49 @@ class StructureStore(Sequence[Structure]):
         i = operator.index(index)
         if i < 0:
             i += len(self)
-        if not 0 <= i < len(self):
-            raise IndexError(f"{self.path} has {len(self)} entries, there is no entry {index}")
+        (data,) = self.read_bytes([i] if i >= 0 else [index])
+        try:
+            return decode(data)
+        except DataError as error:
+            raise DataError(f"{self.path}: entry {i}: {error}") from None
+
+    def read_bytes(self, indices: Sequence[int]) -> list[bytes]:
+        """Give the bytes of entries, their checksums compared; see encoding.py for what is in them.
+
+        Raises:
+            DataError: an entry is missing or damaged.
+            IndexError: there is no such entry.
+        """
+        found = []
+        checksums, last = self._index["crc32"], len(self) - 1
         try:
             with self._environment().begin() as transaction:
-                data = transaction.get(entry_key(i))
-            if data is None or zlib.crc32(data) != self._index["crc32"][i]:
-                what = "missing" if data is None else "damaged (wrong checksum)"
-                raise DataError(f"the entry is {what}: copy or write the file again")
-            return decode(data)
-        except (DataError, lmdb.Error) as error:
-            raise DataError(f"{self.path}: entry {i}: {error}") from None
+                get = transaction.get
+                for i in indices:
+                    if not 0 <= i <= last:
+                        raise IndexError(
+                            f"{self.path} has {len(self)} entries, there is no entry {i}"
+                        )
+                    data = get(entry_key(i))
+                    if data is None or zlib.crc32(data) != checksums[i]:
+                        what = "missing" if data is None else "damaged (wrong checksum)"
+                        raise DataError(
+                            f"{self.path}: entry {i}: the entry is {what}: "
+                            "copy or write the file again"
+                        )
+                    found.append(data)
+        except lmdb.Error as error:
+            raise DataError(f"{self.path}: entry {indices[len(found)]}: {error}") from None
+        return found
 
     def n_atoms(self) -> Array:
         """Give the number of atoms of every entry, [len] int64."""
         return self._index["atoms"].astype(np.int64)
+
+    @property
+    def sizes(self) -> Array:
+        """Number of atoms of every entry, [len] uint32, without a copy."""
+        return self._index["atoms"]
 
     def name(self, index: int) -> str:
         """Name the file and entry of a structure."""
@@ -95,9 +123,9 @@ class StructureStore(Sequence[Structure]):
 
         Counted once and kept in a small file beside the store.
         """
-        from mlip.datasets.edges import count_edges
+        from mlip.datasets.sizes import count_edges
 
-        return count_edges(self, cutoff)
+        return count_edges(self, cutoff).astype(np.int64)
 
     @property
     def facts(self) -> DatasetFacts:
