@@ -18,6 +18,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from ase.data import covalent_radii
 from ase.io.extxyz import write_extxyz
 from ase.optimize import BFGS
 
@@ -26,12 +27,14 @@ from mlip.files import atomic_write
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")
 SITES = {"fcc111": ("ontop", "bridge", "fcc", "hcp"), "fcc100": ("ontop", "bridge", "hollow")}
 SLABS = ((2, 2, 3), (3, 3, 2))  # atoms along x and y, layers
-# Symbols from the binding atom upwards, and the bond length, Å.
+# Symbols from the binding atom upwards, and the length of the bond in EMT, Å.
 ADSORBATES = {
     "H": 0.0, "C": 0.0, "N": 0.0, "O": 0.0,
-    "CH": 1.09, "CO": 1.15, "NH": 1.02, "NO": 1.17, "OH": 0.97,
+    "CH": 1.07, "CO": 1.06, "NH": 1.06, "NO": 1.06, "OH": 1.03,
 }  # fmt: skip
 VACUUM = 7.0  # Å on either side
+LOWEST = 1.0  # Å that an adsorbate starts above the surface at least
+LARGEST_FORCE = 8.0  # eV/Å; OC20 leaves out frames beyond 50
 SUBSURFACE, SURFACE, ADSORBATE = 0, 1, 2  # tags as OC20 has them
 FIRST_SID = 1000
 
@@ -105,7 +108,7 @@ def system_frames(recipe: Recipe, sid: int, count: int, rng: np.random.Generator
     molecule.calc = EMT()
     reference = clean.get_potential_energy() + molecule.get_potential_energy()
 
-    start = add_adsorbate(slab, recipe, height=rng.uniform(1.2, 2.0))
+    start = add_adsorbate(slab, recipe, stretch=rng.uniform(1.0, 1.2))
     rattle(start, 0.05, rng)
     path = relax(start)
     rattled = max(1, count // 3)
@@ -113,15 +116,13 @@ def system_frames(recipe: Recipe, sid: int, count: int, rng: np.random.Generator
     chosen = [path[i] for i in places]
     while len(chosen) < count:
         chosen.append(path[-1].copy())
-        rattle(chosen[-1], rng.uniform(0.05, 0.2), rng)
+        rattle(chosen[-1], rng.uniform(0.03, 0.1), rng)
     return [Frame(labelled(atoms), sid, fid, reference) for fid, atoms in enumerate(chosen)]
 
 
 def build_slab(recipe: Recipe) -> Atoms:
     """Build a clean slab with OC20's tags and its sub-surface layers fixed."""
-    slab = getattr(ase.build, recipe.face)(
-        recipe.metal, recipe.size, vacuum=VACUUM, periodic=True
-    )
+    slab = getattr(ase.build, recipe.face)(recipe.metal, recipe.size, vacuum=VACUUM, periodic=True)
     layer = slab.get_tags()  # ASE counts layers from the top, starting with one
     slab.set_tags(np.where(layer == 1, SURFACE, SUBSURFACE))
     slab.set_constraint(FixAtoms(mask=layer > 1))
@@ -135,10 +136,15 @@ def build_adsorbate(name: str) -> Atoms:
     return Atoms(name, positions=heights, tags=[ADSORBATE] * len(heights))
 
 
-def add_adsorbate(slab: Atoms, recipe: Recipe, height: float) -> Atoms:
-    """Put the adsorbate on its site, ``height`` Å above the surface."""
-    atoms = slab.copy()
-    ase.build.add_adsorbate(atoms, build_adsorbate(recipe.adsorbate), height, recipe.site)
+def add_adsorbate(slab: Atoms, recipe: Recipe, stretch: float) -> Atoms:
+    """Put the adsorbate on its site, bonds to the metal ``stretch`` times the covalent radii."""
+    atoms, adsorbate = slab.copy(), build_adsorbate(recipe.adsorbate)
+    ase.build.add_adsorbate(atoms, adsorbate, 0.0, recipe.site)
+    first = len(slab)
+    beside = atoms.get_distances(first, np.flatnonzero(slab.get_tags() == SURFACE), mic=True).min()
+    metal, bound = covalent_radii[atoms.numbers[[0, first]]]
+    square = (stretch * (metal + bound)) ** 2 - beside**2
+    atoms.positions[first:, 2] += np.sqrt(max(square, LOWEST**2))
     atoms.info.clear()
     return atoms
 
@@ -150,10 +156,10 @@ def rattle(atoms: Atoms, amplitude: float, rng: np.random.Generator) -> None:
 
 
 def relax(atoms: Atoms) -> list[Atoms]:
-    """Relax the free atoms and give the structure after each step, the first included."""
+    """Relax the free atoms and give the structure after each step, but for hopeless starts."""
     atoms.calc = EMT()
-    optimizer = BFGS(atoms, logfile=None, maxstep=0.1)
-    return [atoms.copy() for _ in optimizer.irun(fmax=0.03, steps=40)]
+    steps = BFGS(atoms, logfile=None, maxstep=0.1).irun(fmax=0.03, steps=50)
+    return [atoms.copy() for _ in steps if np.abs(atoms.get_forces()).max() < LARGEST_FORCE]
 
 
 def labelled(atoms: Atoms) -> Atoms:
