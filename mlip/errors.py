@@ -18,6 +18,10 @@ class DataError(InputError):
     """A file or an entry of a data set that cannot be used as given."""
 
 
+class DataWarning(UserWarning):
+    """Something is wrong with a data set that leaves its entries readable."""
+
+
 class UnknownElementError(InputError):
     """A structure holds elements that the potential does not know."""
 

@@ -127,7 +127,7 @@ def run(data: bytes, start: int, names: Names) -> tuple[Any, int]:
     except UnicodeDecodeError:
         raise DataError("the pickle holds text that is no UTF-8") from None
     if len(stack) != 1 or stack[0] is _MARK:
-        raise DataError(f"the pickle is damaged: {len(stack)} values are left at its end")
+        raise DataError(f"the pickle is damaged or cut short: {len(stack)} values at its end")
     return stack[0], at
 
 
@@ -144,7 +144,11 @@ def _call(function: Any, args: Any) -> Call:
 # call, call on all that; each remembered. One match in place of twenty operations.
 _INTEGERS = rb"((?:K.|M..|J....){1,3}[\x85-\x87])"
 _TENSOR_TAIL = re.compile(
-    rb"\x94\x85\x94R\x94K\x00" + _INTEGERS + rb"\x94" + _INTEGERS + rb"\x94\x89h(.)\)R\x94t\x94R\x94",
+    rb"\x94\x85\x94R\x94K\x00"
+    + _INTEGERS
+    + rb"\x94"
+    + _INTEGERS
+    + rb"\x94\x89h(.)\)R\x94t\x94R\x94",
     re.DOTALL,
 ).match
 

@@ -21,10 +21,10 @@ from mlip.errors import DataError
 
 MAX_DEPTH = 50  # lists within lists
 MAX_DIMENSIONS = 16
-# A tensor may repeat its storage (stride 0), up to this many elements.
-MAX_EXPANDED = 2**24
-# Values met when unfolding, by bytes read: more means the same list repeated over and over.
-MAX_REPEATS = 8
+MAX_SIZE = 2**40  # elements along one dimension, of an empty tensor
+# Bytes and values that come out, by bytes read and at least: more means the same list, bytes or
+# number (a tensor of stride 0) repeated over and over.
+MAX_REPEATS, MIN_BUDGET = 8, 100_000
 
 _STORAGES = {
     "Float": "<f4", "Double": "<f8", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2",
@@ -97,10 +97,10 @@ def loads(data: bytes, skip: Collection[str] = ()) -> Any:
     value, end = run(data, 0, _NAMES)
     if end != len(data):
         raise DataError(f"{len(data) - end} bytes follow the end of the pickle")
-    reader = _Unfolding(MAX_REPEATS * len(data))
+    budget = _Budget(max(MIN_BUDGET, MAX_REPEATS * len(data)))
     fields = _fields(value)
     if fields is None:
-        return reader.unfold(value, 0)
+        return _unfold(value, budget)
     entry: dict[str, Any] = {}
     for name, content in fields.items():
         if content is None or name in skip:
@@ -110,7 +110,7 @@ def loads(data: bytes, skip: Collection[str] = ()) -> Any:
         if name.startswith("_"):
             continue
         try:
-            entry[name] = reader.unfold(content, 0)
+            entry[name] = _unfold(content, budget)
         except DataError as error:
             raise DataError(f"{name[:100]}: {error}") from None
     return entry
@@ -133,74 +133,81 @@ def _fields(value: Any) -> dict[Any, Any] | None:
     return state
 
 
-class _Unfolding:
-    """Turn pieces of a pickle into plain values, within a budget."""
+class _Budget:
+    """How much may still come out of one entry."""
 
-    def __init__(self, budget: int) -> None:
-        self.left = budget
+    def __init__(self, size: int) -> None:
+        self.left = size
 
-    def unfold(self, value: Any, depth: int) -> Any:
-        kind = type(value)
-        if kind is Call:
-            meaning = _MEANINGS.get(value.name)
-            if meaning is None:
-                raise DataError(f"the pickle has a {value.name} where data is expected")
-            return meaning(value)
-        if kind in _ATOMS:
-            return value
-        if kind is memoryview:
-            return bytes(value)
-        if kind is Name:
-            raise DataError("the pickle has a class where data is expected")
-        self.left -= 1 + len(value)
-        if self.left < 0 or depth > MAX_DEPTH:
-            reason = "nested too deeply" if depth > MAX_DEPTH else "the same lists over and over"
-            raise DataError(f"refused: {reason}")
-        if kind is dict:
-            return {key: self.unfold(item, depth + 1) for key, item in value.items()}
-        return kind([self.unfold(item, depth + 1) for item in value])
+    def charge(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise DataError("refused: the pickle repeats the same content over and over")
+
+
+def _unfold(value: Any, budget: _Budget, depth: int = 0) -> Any:
+    """Turn a piece of a pickle into plain values."""
+    kind = type(value)
+    if kind is Call:
+        meaning = _MEANINGS.get(value.name)
+        if meaning is None:
+            raise DataError(f"the pickle has a {value.name[:100]} where data is expected")
+        return meaning(value, budget)
+    if kind in _ATOMS:
+        if kind is int and value.bit_length() > 64:
+            raise DataError("an integer of more than 64 bits")
+        return value
+    if kind is memoryview:
+        return bytes(_content(value, budget))
+    if kind is Name:
+        raise DataError("the pickle has a class where data is expected")
+    if depth > MAX_DEPTH:
+        raise DataError(f"refused: lists are nested more than {MAX_DEPTH} deep")
+    budget.charge(1 + len(value))
+    if kind is dict:
+        return {key: _unfold(item, budget, depth + 1) for key, item in value.items()}
+    return kind([_unfold(item, budget, depth + 1) for item in value])
 
 
 _ATOMS = frozenset({int, float, str, bool, type(None)})
 
 
-def _tensor(call: Call) -> Array:
+def _tensor(call: Call, budget: _Budget) -> Array:
     storage, *geometry = _arguments(call, 6, 7)
-    return _strided(_storage(storage), *geometry[:3])
+    return _strided(_storage(storage, budget), *geometry[:3], budget)
 
 
-def _typed_tensor(call: Call) -> Array:
+def _typed_tensor(call: Call, budget: _Budget) -> Array:
     storage, *geometry = _arguments(call, 7, 8)
     dtype = geometry[5]
     if type(dtype) is not Name or not dtype.text.startswith("torch."):
         raise DataError("the tensor has no known type")
-    raw = _storage(storage)
+    raw = memoryview(_storage(storage, budget)).cast("B")
     name = _UNTYPED[dtype.text.removeprefix("torch.")]
     if len(raw) % _width(name):
         raise DataError("the tensor does not fit its storage")
-    return _strided(_typed(memoryview(raw), name), *geometry[:3])
+    return _strided(_typed(raw, name), *geometry[:3], budget)
 
 
-def _strided(elements: Array, offset: Any, size: Any, stride: Any) -> Array:
+def _strided(elements: Array, offset: Any, size: Any, stride: Any, budget: _Budget) -> Array:
     """Give the view of a storage that a tensor is, after checking that it lies within."""
-    have = len(elements)
     shapes_ok = type(size) is tuple and type(stride) is tuple and len(size) == len(stride)
-    if not shapes_ok or len(size) > MAX_DIMENSIONS:
+    if not shapes_ok or len(size) > MAX_DIMENSIONS or type(offset) is not int or offset < 0:
         raise DataError("the shape of a tensor is damaged")
     count, last, dense = 1, offset, True
     for n, step in zip(reversed(size), reversed(stride), strict=True):
-        if type(n) is not int or type(step) is not int or not 0 <= n <= MAX_EXPANDED or step < 0:
+        if type(n) is not int or type(step) is not int or not 0 <= n <= MAX_SIZE or step < 0:
             raise DataError("the shape of a tensor is damaged")
         if step != count and n != 1:
             dense = False
         last += (n - 1) * step
         count *= n
-    if type(offset) is not int or offset < 0:
-        raise DataError("the shape of a tensor is damaged")
     if count == 0:
         return _empty(size, elements.dtype)
-    if last >= have or count > max(have, MAX_EXPANDED):
+    have = len(elements)
+    if last >= have:
         raise DataError(f"refused: a tensor of shape {size} does not fit its {have} stored numbers")
+    budget.charge(count)
     if dense:
         return elements[offset : offset + count].reshape(size)
     steps = [step * elements.itemsize for step in stride]
@@ -233,12 +240,12 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 
 
-def _storage(call: Any) -> Array:
+def _storage(call: Any, budget: _Budget) -> Array:
     """Read the elements of a torch storage from the bytes that torch.save made of it."""
     if type(call) is not Call or call.name != "storage":
         raise DataError("a tensor has no storage")
     (content,) = _arguments(call, 1)
-    content = _content(content)
+    content = _content(content, budget)
     head = _LEGACY(content)
     if head is None:
         return _storage_slowly(bytes(content))
@@ -307,8 +314,7 @@ def _truth(raw: bytes) -> Array:
 
 
 _DTYPES = {
-    name: np.dtype(name)
-    for name in {*_STORAGES.values(), *_UNTYPED.values(), "|u1"} - {"bfloat16"}
+    name: np.dtype(name) for name in {*_STORAGES.values(), *_UNTYPED.values(), "|u1"} - {"bfloat16"}
 }
 
 
@@ -319,19 +325,23 @@ def _arguments(call: Call, least: int, most: int | None = None) -> tuple[Any, ..
     return args
 
 
-def _content(value: Any) -> memoryview:
+def _content(value: Any, budget: _Budget) -> memoryview:
     """Give bytes, also where an old protocol wrote them as text or through a constructor."""
     if type(value) is memoryview:
+        budget.charge(len(value))
         return value
     if type(value) is Call and value.name == "encoded":
         text, encoding = _arguments(value, 2)
         if type(text) is str and encoding in {"latin1", "latin-1"}:
+            budget.charge(len(text))
             try:
                 return memoryview(text.encode("latin-1"))
             except UnicodeEncodeError:
                 pass
     if type(value) is Call and value.name == "bytes" and len(value.args) <= 1:
-        return _content(value.args[0]) if value.args else memoryview(b"")
+        inner = value.args[0] if value.args else memoryview(b"")
+        if type(inner) is memoryview:
+            return _content(inner, budget)
     raise DataError("the pickle has something else where bytes are expected")
 
 
@@ -347,25 +357,27 @@ def _dtype(value: Any) -> np.dtype[Any]:
     raise DataError("refused: a numpy type other than numbers and text (Python objects?)")
 
 
-def _scalar(call: Call) -> Any:
+def _scalar(call: Call, budget: _Budget) -> Any:
     kind, content = _arguments(call, 2)
-    dtype, raw = _dtype(kind), bytes(_content(content))
+    dtype, raw = _dtype(kind), bytes(_content(content, budget))
     if len(raw) != dtype.itemsize or not raw:
         raise DataError("a numpy number is damaged")
     return _decoded(raw, dtype)[0]
 
 
-def _array(call: Call) -> Array:
+def _array(call: Call, budget: _Budget) -> Array:
     state = call.state
     if type(state) is not tuple or len(state) != 5:
         raise DataError("a numpy array is damaged")
     _, shape, dtype, fortran, content = state
-    return _shaped(_content(content), _dtype(dtype), shape, "F" if fortran is True else "C")
+    order = "F" if fortran is True else "C"
+    return _shaped(_content(content, budget), _dtype(dtype), shape, order)
 
 
-def _buffer_array(call: Call) -> Array:
+def _buffer_array(call: Call, budget: _Budget) -> Array:
     content, dtype, shape, order = _arguments(call, 4)
-    return _shaped(_content(content), _dtype(dtype), shape, "F" if order == "F" else "C")
+    order = "F" if order == "F" else "C"
+    return _shaped(_content(content, budget), _dtype(dtype), shape, order)
 
 
 def _shaped(content: memoryview, dtype: np.dtype[Any], shape: Any, order: Any) -> Array:
@@ -382,23 +394,26 @@ def _decoded(raw: bytes, dtype: np.dtype[Any]) -> Array:
     if dtype.kind == "b":
         return _truth(raw)
     values: Array = np.frombuffer(raw, dtype)
-    if dtype.kind == "U" and values.view(dtype.byteorder + "u4").max(initial=0) > 0x10FFFF:
-        raise DataError("a numpy text is damaged")
+    if dtype.kind == "U":
+        codes = values.view(f"{dtype.byteorder}u4")
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise DataError("a numpy text is damaged")
     return values
 
 
-def _size(call: Call) -> tuple[int, ...]:
+def _size(call: Call, budget: _Budget) -> tuple[int, ...]:
     (sizes,) = _arguments(call, 1)
     if type(sizes) is not tuple or not all(type(n) is int for n in sizes):
         raise DataError("a torch.Size is damaged")
+    budget.charge(len(sizes))
     return sizes
 
 
-def _bytes(call: Call) -> bytes:
-    return bytes(_content(call))
+def _bytes(call: Call, budget: _Budget) -> bytes:
+    return bytes(_content(call, budget))
 
 
-_MEANINGS: dict[str, Callable[[Call], Any]] = {
+_MEANINGS: dict[str, Callable[[Call, _Budget], Any]] = {
     "tensor": _tensor, "typed tensor": _typed_tensor, "scalar": _scalar, "array": _array,
     "buffer array": _buffer_array, "size": _size, "encoded": _bytes, "bytes": _bytes,
 }  # fmt: skip

@@ -12,10 +12,13 @@ from mlip.datasets.formats.aselmdb import FORMAT as ASELMDB
 from mlip.datasets.formats.aselmdb import is_aselmdb, open_aselmdb, read_aselmdb
 from mlip.datasets.formats.extxyz import is_extxyz, read_extxyz
 from mlip.datasets.formats.native import is_lmdb, open_store
+from mlip.datasets.formats.oc20 import FORMAT as OC20
+from mlip.datasets.formats.oc20 import is_oc20, open_oc20, read_oc20
 from mlip.datasets.formats.reader import Reader, by_index
 
 READERS: tuple[Reader, ...] = (
     Reader(ASELMDB, is_aselmdb, read_aselmdb, open_aselmdb),
+    Reader(OC20, is_oc20, read_oc20, open_oc20),
     Reader("mlip store (.lmdb)", is_lmdb, by_index(open_store), open_store),
     Reader("extxyz (.extxyz, .xyz, also .xz .gz .bz2)", is_extxyz, read_extxyz),
     Reader("ASE trajectory (.traj)", lambda p: ase_format(p) == "traj", read_trajectory),
