@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mlip.errors import InputError
 from mlip.models import config_class
 from mlip.training.config import TrainConfig
-from mlip.training.data import Survey
+from mlip.training.survey import Survey
 
 DEFAULT_CUTOFF = 5.0  # Å
 _TARGET_STEPS = 20_000  # of a run without `epochs`
@@ -34,19 +35,23 @@ def cutoff_of(config: TrainConfig) -> float:
     return float(cutoff)
 
 
-def choose_settings(config: TrainConfig, train: Survey) -> TrainConfig:
+def choose_settings(
+    config: TrainConfig, train: Survey, weights: NDArray[np.float32] | None = None
+) -> TrainConfig:
     """Fill in model size, elements, batch size and number of epochs.
 
     Args:
         config: settings as the user gave them; what is set stays.
         train: survey of the training set.
+        weights: [n] expected appearances of each structure in an epoch; None: once each.
     """
     batch = config.batch
     if batch.max_edges is None:
         batch = batch.model_copy(update={"max_edges": _edge_budget(train)})
     epochs = config.epochs
     if epochs is None:
-        steps = max(1, int(train.n_edges.sum()) // (batch.max_edges or 1))
+        edges = train.n_edges.sum() if weights is None else weights @ train.n_edges
+        steps = max(1, int(edges) // (batch.max_edges or 1))
         limited = config.max_steps is not None or config.max_time_minutes is not None
         epochs = 1_000_000 if limited else int(np.clip(_TARGET_STEPS // steps, 20, 1000))
     out = config.out if config.out is not None else default_folder(config)
@@ -62,7 +67,8 @@ def choose_settings(config: TrainConfig, train: Survey) -> TrainConfig:
 
 def default_folder(config: TrainConfig) -> str:
     """Name a run folder after the training data."""
-    return str(Path("runs") / Path(config.data.train[0]).name.split(".")[0])
+    first = config.data.sets("train")[0].paths[0]
+    return str(Path("runs") / Path(first).name.split(".")[0])
 
 
 def _edge_budget(train: Survey) -> int:

@@ -8,12 +8,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mlip.errors import InputError
 from mlip.files import atomic_write
@@ -28,27 +38,114 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataConfig(_Settings):
-    """Where the structures come from and how they are read."""
+Label = Literal["energy", "forces", "stress"]
+ReferenceChoice = Annotated[
+    Annotated[dict[str, float], Tag("<table>")]
+    | Annotated[Literal["fit", "isolated"], Tag("<word>")],
+    Discriminator(lambda value: "<table>" if isinstance(value, Mapping) else "<word>"),
+]
 
-    train: tuple[str, ...] = Field(min_length=1)  # files that ASE reads, or native stores
-    valid: tuple[str, ...] | None = None  # None: `valid_fraction` of the training set
-    test: tuple[str, ...] | None = None  # evaluated once, at the end
+
+class SetConfig(_Settings):
+    """One of several data sets that are mixed.
+
+    The same `name` in `data.valid` or `data.test` and in `data.train` says that the energies have
+    the same zero: they are shifted alike.
+    """
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] | None = None  # None: the file's
+    weight: Positive = 1.0  # expected appearances of each structure in an epoch of training
+    labels: tuple[Label, ...] | None = None  # the others are ignored; None: all
+    reference_energies: ReferenceChoice | None = None  # this set's own zero; None: the common one
+    energy_convention: Literal["total", "adsorption"] | None = None
+    is2re: Literal["initial", "relaxed"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path_is_a_list(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("paths"), str):
+            return {**values, "paths": [values["paths"]]}
+        return values
+
+
+def _as_list(sources: Any) -> Any:
+    """Take one path or set as a list, and a path among sets as a set."""
+    items = [sources] if isinstance(sources, str | Mapping) else sources
+    if isinstance(items, list | tuple) and any(isinstance(x, Mapping) for x in items):
+        return [{"paths": [x]} if isinstance(x, str) else x for x in items]
+    return items
+
+
+def _sources_kind(value: Any) -> str:
+    items = value if isinstance(value, list | tuple) else ()
+    return "<sets>" if any(isinstance(x, Mapping | SetConfig) for x in items) else "<paths>"
+
+
+_PathList = Annotated[tuple[str, ...], Field(min_length=1), Tag("<paths>")]
+_SetList = Annotated[tuple[SetConfig, ...], Tag("<sets>")]
+Sources = Annotated[_PathList | _SetList, Discriminator(_sources_kind)]
+
+
+class DataConfig(_Settings):
+    """Where the structures come from and how they are read.
+
+    `train`, `valid` and `test` are lists of files (one data set), or lists of data sets.
+    """
+
+    train: Sources
+    valid: Sources | None = None  # None: `valid_fraction` of every training set
+    test: Sources | None = None  # evaluated once, at the end
     valid_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     keys: dict[str, str] | None = None  # label names, e.g. {energy: REF_energy}
+    energy_convention: Literal["total", "adsorption"] | None = None  # of sets that do not say
+    is2re: Literal["initial", "relaxed"] | None = None  # likewise
+    on_bad: Literal["raise", "skip", "quarantine"] = "raise"  # structures that cannot be used
     memory_limit_GB: NonNegative = 4.0  # graphs are kept in memory below this size
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes, used above that size
+    start_method: Literal["fork", "spawn", "forkserver"] | None = None  # of the workers
 
     @model_validator(mode="before")
     @classmethod
     def _one_path_is_a_list(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        paths = {k: [v] for k, v in values.items() if k in _PATH_KEYS and isinstance(v, str)}
-        return {**values, **paths}
+        lists = {k: _as_list(values[k]) for k in SPLITS if k in values}
+        return {**values, **lists}
+
+    @model_validator(mode="after")
+    def _check_sets(self) -> DataConfig:
+        for split in SPLITS:
+            names = [each.name for each in self.sets(split)]
+            double = next((n for n in names if names.count(n) > 1), None)
+            if double is not None:
+                raise ValueError(f"two sets of data.{split} are called {double!r}: name them apart")
+            if split != "train" and any(each.weight != 1 for each in self.sets(split)):
+                raise ValueError(f"data.{split}: a weight has a meaning in training only")
+        return self
+
+    def sets(self, split: str) -> tuple[SetConfig, ...]:
+        """Give the data sets of ``"train"``, ``"valid"`` or ``"test"``, named and complete.
+
+        A plain list of files is one set. Names that are not given come from the first file; only
+        a given one makes a set of ``"valid"`` or ``"test"`` the same as one of ``"train"``.
+        """
+        sources = getattr(self, split) or ()
+        if sources and isinstance(sources[0], str):
+            sources = (SetConfig(paths=sources),)
+        defaults = {"energy_convention": self.energy_convention, "is2re": self.is2re}
+        taken = {each.name for each in self.sets("train")} if split != "train" else set()
+        complete = []
+        for number, each in enumerate(sources, start=1):
+            changes = {k: v for k, v in defaults.items() if getattr(each, k) is None}
+            stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(each.paths[0]).name.split(".")[0])
+            stem = stem.strip("-") or f"set{number}"
+            changes["name"] = each.name or (f"{stem}.{split}" if stem in taken else stem)
+            complete.append(each.model_copy(update=changes))
+        return tuple(complete)
 
 
-_PATH_KEYS = ("train", "valid", "test")
+SPLITS = ("train", "valid", "test")
 
 
 class LossConfig(_Settings):
@@ -114,7 +211,7 @@ class TrainConfig(_Settings):
     max_time_minutes: Positive | None = None  # likewise; such a run is not reproducible bit for bit
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # 0 switches it off
     gradient_clip: Positive | None = 10.0
-    reference_energies: dict[str, float] | None = None  # eV per element; None: fitted
+    reference_energies: ReferenceChoice | None = None  # eV per element; None: "fit"
     zbl: bool = False
     initial: str | None = None  # potential to go on from: its model, weights, references, scale
     precision: Literal["float32", "float64"] = "float32"
@@ -209,7 +306,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe(item: Any, model: type[BaseModel]) -> str:
-    location = [str(part) for part in item["loc"]]
+    location = [str(part) for part in item["loc"] if not _is_tag(part)]
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
@@ -220,11 +317,24 @@ def _describe(item: Any, model: type[BaseModel]) -> str:
     return f"{name or 'settings'}: {message} (got {item['input']!r})" if name else message
 
 
+def _is_tag(part: Any) -> bool:
+    """Recognise what pydantic adds to a place where a type was chosen."""
+    return isinstance(part, str) and part.startswith("<")
+
+
 def _fields_at(model: type[BaseModel], location: list[str]) -> list[str]:
     for part in location:
+        if part.isdecimal():  # place in a list
+            continue
         field = model.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        inner = _model_within(field.annotation) if field else None
+        if inner is None:
             return []
-        model = annotation
+        model = inner
     return list(model.model_fields)
+
+
+def _model_within(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_within, get_args(annotation))), None)

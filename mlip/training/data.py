@@ -1,213 +1,235 @@
-"""Graphs of a data set: built once, kept in memory when they fit, batched by edge budget."""
+"""Graphs of data sets: surveyed once, kept in memory when they fit, else built when needed."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
-from mlip.datasets import LabelKeys, open_dataset, split_indices, structure_to_graph
+from mlip.datasets import StructureStore, structure_to_graph
+from mlip.datasets.dataset import ConcatenatedDataset, Dataset, SelectedDataset
+from mlip.datasets.feed.mixture import Relabelled, appearance_weights, shift_of
+from mlip.datasets.feed.packing import EdgeBudgetSampler
+from mlip.datasets.formats.native import is_lmdb
+from mlip.datasets.read import expand
+from mlip.datasets.structure import Structure
 from mlip.errors import DataError, InputError
-from mlip.graph import AtomicGraph, batch_graphs
-from mlip.training.config import DataConfig
-from mlip.training.sampler import EdgeBudgetSampler
+from mlip.files import atomic_write
+from mlip.graph import AtomicGraph, batch_graphs, neighbor_list
+from mlip.training.survey import Survey, Surveyor, join
+
+HASHED_WHOLE = 256 << 20  # bytes; of larger files only the two ends are hashed
+_HASHED_ENDS = 8 << 20
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What one pass over a set of structures found.
+@dataclass
+class BadStructures:
+    """What to do with structures that cannot be used, and which they were.
 
     Attributes:
-        n_atoms: [n].
-        n_edges: [n] directed edges within the cutoff.
-        energies: [n] eV, NaN where missing.
-        forces_square: sum of squared force components, (eV/Å)².
-        forces_count: number of force components.
-        stress_count: structures with a stress label and three periodic directions.
-        elements: atomic numbers found, ascending.
-        counts: [n, n_elements] atoms of each element.
+        policy: ``"raise"``, ``"skip"`` or ``"quarantine"`` (as in `DataConfig.on_bad`).
+        found: name and problem of each.
     """
 
-    n_atoms: NDArray[np.int64]
-    n_edges: NDArray[np.int64]
-    energies: NDArray[np.float64]
-    forces_square: float
-    forces_count: int
-    stress_count: int
-    elements: tuple[int, ...]
-    counts: NDArray[np.int32]
+    policy: str = "raise"
+    found: list[tuple[str, str]] = field(default_factory=list)
 
-    @property
-    def average_neighbors(self) -> float:
-        """Mean number of neighbours of an atom."""
-        return float(self.n_edges.sum() / self.n_atoms.sum())
+    def take(self, name: str, error: InputError) -> None:
+        """Note a bad structure, or raise.
 
-    @property
-    def forces_rms(self) -> float:
-        """Root mean square force component, eV/Å; 0 without force labels."""
-        return float(np.sqrt(self.forces_square / max(self.forces_count, 1)))
+        Raises:
+            InputError: the policy is to raise.
+        """
+        text = str(error) if name in str(error) else f"{name}: {error}"
+        if self.policy == "raise":
+            raise type(error)(f"{text} (data.on_bad=skip trains without such structures)")
+        self.found.append((name, text))
+
+    def write(self, path: Path) -> None:
+        """Write the list of bad structures: tab-separated name and problem."""
+        with atomic_write(path, "w") as file:
+            for name, problem in self.found:
+                file.write("\t".join(" ".join(x.split()) for x in (name, problem)) + "\n")
 
 
-class GraphSet(Dataset[AtomicGraph]):
-    """A part of an opened data set as graphs; `survey` tells what is in it.
+@dataclass
+class Part:
+    """The part of one data set that belongs to the training, validation or test set.
+
+    Attributes:
+        name: of the data set.
+        dataset: its usable structures.
+        survey: what is in it.
+        graphs: graph of every structure, None if they are not kept.
+        weight: expected appearances of a structure in an epoch.
+    """
+
+    name: str
+    dataset: Dataset
+    survey: Survey
+    graphs: list[AtomicGraph] | None
+    weight: float = 1.0
+
+    def shift_energies(self, by: Mapping[int, float]) -> None:
+        """Add ``by[z]`` eV to the energies for each atom of element z."""
+        self.dataset = Relabelled(self.dataset, energy_shift=by)
+        self.survey = self.survey.shifted(dict(by))
+        for graph in self.graphs or ():
+            graph.energy = graph.energy + shift_of(graph.atomic_numbers.numpy(), by)
+
+
+class GraphSet(TorchDataset[AtomicGraph]):
+    """A training, validation or test set as graphs; `survey` tells what is in it.
 
     Args:
-        dataset: opened data set.
-        indices: which of its structures belong to this part.
-        cutoff: neighbour cutoff, Å.
-        memory_limit: bytes of graphs that may be kept; beyond it they are built when needed.
+        parts: one or more data sets, one after the other.
+        cutoff: neighbour cutoff of the graphs, Å.
     """
 
-    def __init__(
-        self, dataset: Any, indices: Sequence[int], cutoff: float, memory_limit: float
-    ) -> None:
-        self.dataset = dataset
-        self.indices = [int(i) for i in indices]
+    def __init__(self, parts: Sequence[Part], cutoff: float) -> None:
+        self.parts = list(parts)
         self.cutoff = cutoff
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take up changes of the parts."""
+        datasets = [part.dataset for part in self.parts]
+        self.dataset: Dataset = datasets[0] if len(datasets) == 1 else ConcatenatedDataset(datasets)
+        self.survey = join([part.survey for part in self.parts])
         self.graphs: list[AtomicGraph] | None = []
-        self.survey = self._pass(memory_limit)
+        for part in self.parts:
+            if part.graphs is None or self.graphs is None:
+                self.graphs = None
+            else:
+                self.graphs += part.graphs
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.dataset)
 
     def __getitem__(self, i: int) -> AtomicGraph:
         if self.graphs is not None:
             return self.graphs[i]
-        return structure_to_graph(self.dataset[self.indices[i]], self.cutoff, index=i)
+        return structure_to_graph(self.dataset[i], self.cutoff, index=i)
 
     def name(self, i: int) -> str:
         """Name the file and frame that graph `i` comes from."""
-        return str(self.dataset.name(self.indices[i]))
+        return self.dataset.name(i)
 
-    def _pass(self, memory_limit: float) -> Survey:
-        atoms, edges, energies = [], [], []
-        compositions: list[tuple[NDArray[Any], NDArray[Any]]] = []
-        square, components, stresses, size = 0.0, 0, 0, 0
-        for i, place in enumerate(self.indices):
-            structure = self.dataset[place]
-            graph = structure_to_graph(structure, self.cutoff, index=i)
-            atoms.append(len(structure))
-            edges.append(graph.edge_index.shape[1])
-            energies.append(float(graph.energy[0]))
-            compositions.append(np.unique(structure.numbers, return_counts=True))
-            if structure.forces is not None:
-                square += float(np.square(structure.forces).sum())
-                components += structure.forces.size
-            stresses += not bool(torch.isnan(graph.stress).any())
-            size += sum(v.nbytes for v in graph.to_dict().values() if isinstance(v, torch.Tensor))
-            if self.graphs is not None:
-                self.graphs.append(graph)
-            if size > memory_limit:
-                self.graphs = None
-        elements, counts = _composition_table(compositions)
-        return Survey(
-            np.array(atoms, dtype=np.int64),
-            np.array(edges, dtype=np.int64),
-            np.array(energies),
-            square,
-            components,
-            stresses,
-            elements,
-            counts,
+    def weights(self) -> NDArray[np.float32] | None:
+        """Give expected appearances of each structure in an epoch; None if all are 1."""
+        return appearance_weights(
+            [len(part.dataset) for part in self.parts], [part.weight for part in self.parts]
         )
 
 
-def _composition_table(
-    compositions: list[tuple[NDArray[Any], NDArray[Any]]],
-) -> tuple[tuple[int, ...], NDArray[np.int32]]:
-    elements = tuple(sorted({int(z) for numbers, _ in compositions for z in numbers}))
-    column = {z: i for i, z in enumerate(elements)}
-    counts = np.zeros((len(compositions), len(elements)), dtype=np.int32)
-    for row, (numbers, found) in enumerate(compositions):
-        counts[row, [column[int(z)] for z in numbers]] = found
-    return elements, counts
+class GraphMemory:
+    """Bytes that graphs of one set may still take.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.left = limit
+
+    def take(self, graph: AtomicGraph) -> bool:
+        """Count a graph in; tell whether all so far fit."""
+        tensors = (v for v in graph.to_dict().values() if isinstance(v, torch.Tensor))
+        self.left -= sum(v.nbytes for v in tensors)
+        return self.left >= 0
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Training, validation and (if any) test part."""
+def survey_part(
+    name: str,
+    dataset: Dataset,
+    cutoff: float,
+    memory: GraphMemory,
+    bad: BadStructures,
+    *,
+    start: int = 0,
+    weight: float = 1.0,
+) -> Part:
+    """Read all structures once: survey them and keep their graphs while there is room.
 
-    train: GraphSet
-    valid: GraphSet
-    test: GraphSet | None
-
-
-def open_splits(config: DataConfig, cutoff: float, seed: int) -> Splits:
-    """Read the data sets of a run and build their graphs.
+    Args:
+        name: of the data set.
+        dataset: structures.
+        cutoff: neighbour cutoff, Å.
+        memory: room for graphs.
+        bad: what to do with structures that cannot be used.
+        start: `index` of the first graph.
+        weight: expected appearances of a structure in an epoch.
 
     Raises:
-        DataError: a file that cannot be read, or a training or validation set without labels.
-        InputError: unknown label keys.
+        InputError: a structure cannot be used and `bad` says to raise.
     """
-    keys = _label_keys(config.keys)
-    limit = config.memory_limit_GB * 1e9
-    dataset = open_dataset(list(config.train), keys=keys)
-    if config.valid is None:
-        if len(dataset) < 2:
-            raise DataError(
-                f"{config.train[0]} holds {len(dataset)} structure: at least 2 are needed, one to "
-                "validate on; or name a validation set  (data.valid)"
-            )
-        chosen, held_out = split_indices(len(dataset), config.valid_fraction, seed)
-        train = GraphSet(dataset, chosen.tolist(), cutoff, limit)
-        valid = GraphSet(dataset, held_out.tolist(), cutoff, limit)
-    else:
-        train = GraphSet(dataset, range(len(dataset)), cutoff, limit)
-        valid = _open_whole(config.valid, keys, cutoff, limit)
-    test = _open_whole(config.test, keys, cutoff, limit) if config.test else None
-    for part, name in ((train, "train"), (valid, "valid"), (test, "test")):
-        if part is not None:
-            _check_labels(part, f"data.{name}")
-    return Splits(train, valid, test)
+    surveyor, graphs, good = Surveyor(), [], []
+    keep = memory.left >= 0
+    for i, structure in _usable(dataset, bad):
+        try:
+            if keep:
+                graph = structure_to_graph(structure, cutoff, index=start + len(good))
+                n_edges = graph.edge_index.shape[1]
+                graphs.append(graph)
+                keep = memory.take(graph)
+            else:
+                graphs.clear()
+                s = structure
+                n_edges = neighbor_list(s.positions, s.cell, s.pbc, cutoff)[0].shape[1]
+        except InputError as error:
+            bad.take(dataset.name(i), error)
+            continue
+        surveyor.add(structure, n_edges)
+        good.append(i)
+    if len(good) < len(dataset):
+        dataset = SelectedDataset(dataset, np.array(good, dtype=np.int64))
+    return Part(name, dataset, surveyor.result(), graphs if keep else None, weight)
 
 
-def _open_whole(
-    paths: tuple[str, ...], keys: LabelKeys | None, cutoff: float, limit: float
-) -> GraphSet:
-    dataset = open_dataset(list(paths), keys=keys)
-    return GraphSet(dataset, range(len(dataset)), cutoff, limit)
-
-
-def _label_keys(keys: dict[str, str] | None) -> LabelKeys | None:
-    if keys is None:
-        return None
-    known = tuple(LabelKeys.__dataclass_fields__)
-    unknown = [name for name in keys if name not in known]
-    if unknown:
-        raise InputError(f"data.keys: unknown label {unknown[0]!r}, known: {', '.join(known)}")
-    return LabelKeys(**keys)
-
-
-def _check_labels(part: GraphSet, name: str) -> None:
-    found = part.survey
-    if len(part) == 0:
-        raise DataError(f"{name} holds no structures")
-    if np.isnan(found.energies).all() and not found.forces_count and not found.stress_count:
-        raise DataError(
-            f"{name}: none of {len(part)} structures has an energy, forces or stress; name the "
-            "keys that hold them (data.keys), or look at them with  mlip convert"
-        )
+def _usable(dataset: Dataset, bad: BadStructures) -> Iterator[tuple[int, Structure]]:
+    for i in range(len(dataset)):
+        try:
+            structure = dataset[i]
+        except InputError as error:
+            bad.take(dataset.name(i), error)
+        else:
+            yield i, structure
 
 
 def loader(
-    graphs: GraphSet, sampler: EdgeBudgetSampler, *, workers: int = 0
-) -> DataLoader[AtomicGraph]:
-    """Give batches in the order of `sampler`; workers only build graphs that are not in memory."""
-    workers = workers if graphs.graphs is None else 0
+    graphs: GraphSet,
+    sampler: EdgeBudgetSampler,
+    *,
+    workers: int = 0,
+    start_method: str | None = None,
+) -> Iterable[AtomicGraph]:
+    """Give batches in the order of `sampler`; graphs that are not in memory are built.
+
+    Args:
+        graphs: set to draw from.
+        sampler: which structures make a batch.
+        workers: processes that read and build; 0 does it here.
+        start_method: how they start, None for the platform's way.
+    """
+    if graphs.graphs is None:
+        from mlip.datasets.feed.loader import make_loader
+
+        return make_loader(
+            graphs.dataset, sampler, graphs.cutoff, workers=workers, start_method=start_method
+        )
     return DataLoader(
         graphs,
         batch_sampler=_Batches(sampler),
         collate_fn=batch_graphs,
-        num_workers=workers,
-        multiprocessing_context="spawn" if workers else None,
-        persistent_workers=workers > 0,
         generator=torch.Generator(),  # else the loader draws from the global generator
     )
 
@@ -223,15 +245,31 @@ class _Batches:
 
 
 def describe_files(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Return name, size and SHA-256 of data files, for the checkpoint and to check a resume."""
-    from mlip.datasets.read import expand
+    """Return name, size and identity of data files, for the checkpoint and to check a resume.
 
-    described = []
-    for path in expand(list(paths)):
-        digest = hashlib.sha256()
-        with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        size = Path(path).stat().st_size
-        described.append({"name": Path(path).name, "bytes": size, "sha256": digest.hexdigest()})
-    return described
+    The identity is the SHA-256 of the content; for a native store its fingerprint (checksums of
+    all entries); for other large files the time of the last change and the SHA-256 of both ends.
+    """
+    return [_describe(path) for path in expand(list(paths))]
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    described: dict[str, Any] = {"name": path.name, "bytes": status.st_size}
+    if status.st_size <= HASHED_WHOLE:
+        return {**described, "sha256": _sha256(path, status.st_size)}
+    if is_lmdb(path):
+        with contextlib.suppress(DataError):  # raised by LMDB files that are no native store
+            return {**described, "fingerprint": StructureStore(path).fingerprint()}
+    ends = _sha256(path, _HASHED_ENDS) + _sha256(path, _HASHED_ENDS, -_HASHED_ENDS)
+    return {**described, "modified_ns": status.st_mtime_ns, "sha256_of_ends": ends}
+
+
+def _sha256(path: Path, length: int, start: int = 0) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start, 2 if start < 0 else 0)
+        while length > 0 and (block := file.read(min(length, 1 << 20))):
+            digest.update(block)
+            length -= len(block)
+    return digest.hexdigest()

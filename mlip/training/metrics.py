@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +51,24 @@ class ErrorSums:
             found[f"{name}_mae_{unit}"] = scale * absolute[i] / n
             found[f"{name}_rmse_{unit}"] = scale * math.sqrt(square[i] / n)
         return found
+
+
+def combined(parts: Sequence[ErrorSums]) -> ErrorSums:
+    """Give the sums over several sets."""
+    whole = ErrorSums()
+    for part in parts:
+        whole.add(part.values)
+    return whole
+
+
+def results_of(
+    names: Sequence[str], parts: Sequence[ErrorSums], weights: Weights
+) -> dict[str, float]:
+    """Return the errors over several sets, and if there are several, ``<name>_…`` of each."""
+    found = combined(parts).result(weights)
+    for name, part in zip(names, parts, strict=True) if len(parts) > 1 else ():
+        found |= {f"{name}_{key}": value for key, value in part.result(weights).items()}
+    return found
 
 
 def batch_sums(found: Residuals, terms: Tensor | None, config: LossConfig) -> Tensor:

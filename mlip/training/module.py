@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from mlip.datasets.feed.packing import EdgeBudgetSampler
 from mlip.errors import MlipError
 from mlip.graph import AtomicGraph
 from mlip.potential import Potential
 from mlip.training.config import TrainConfig
-from mlip.training.data import Splits
 from mlip.training.ema import WeightAverage
 from mlip.training.losses import (
     Residuals,
@@ -30,10 +30,10 @@ from mlip.training.losses import (
     weighted_loss,
     weights_at,
 )
-from mlip.training.metrics import ErrorSums, batch_sums
+from mlip.training.metrics import ErrorSums, batch_sums, combined, results_of
 from mlip.training.report import RunLog
-from mlip.training.sampler import EdgeBudgetSampler
 from mlip.training.schedule import learning_rate, progress_of
+from mlip.training.sets import Splits
 from mlip.training.state import (
     Position,
     below,
@@ -72,7 +72,8 @@ class TrainingModule(pl.LightningModule):
         self._trained = [p for p in potential.parameters() if p.requires_grad]
         self.average = WeightAverage(potential, config.ema_decay)
         self.best: dict[str, Tensor] = {}
-        self.train_sums, self.valid_sums = ErrorSums(), ErrorSums()
+        self.train_sums = ErrorSums()
+        self.valid_sums = [ErrorSums() for _ in splits.valid]
         self.restored: dict[str, Tensor] = {}
         train = splits.train.survey
         self.with_stress = config.loss.stress_weight > 0 and train.stress_count > 0
@@ -159,17 +160,24 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Validate with the averaged weights."""
-        self.valid_sums = ErrorSums()
+        self.valid_sums = [ErrorSums() for _ in self.splits.valid]
         self._swapped.enter_context(self.average.applied())
 
-    def validation_step(self, batch: AtomicGraph) -> None:
-        """Add the errors of a batch."""
-        self.valid_sums.add(evaluate_batch(self.potential, batch, self.config))
+    def validation_step(
+        self,
+        batch: AtomicGraph,
+        batch_idx: int = 0,  # noqa: ARG002  Lightning passes it by name
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the errors of a batch of one validation set."""
+        sums = evaluate_batch(self.potential, batch, self.config)
+        self.valid_sums[dataloader_idx].add(sums)
 
     def on_validation_end(self) -> None:
         """Reduce the errors and keep the weights if they are the best so far."""
-        self.valid_sums.values = self._summed(self.valid_sums.values)
-        loss = self.valid_sums.result(weights_at(self.config.loss, 1.0))["loss"]
+        for sums in self.valid_sums:
+            sums.values = self._summed(sums.values)
+        loss = combined(self.valid_sums).result(weights_at(self.config.loss, 1.0))["loss"]
         self._swapped.close()
         if loss < self.position.best_loss:
             self.position.best_loss = loss
@@ -183,7 +191,9 @@ class TrainingModule(pl.LightningModule):
         self.position.elapsed = self._elapsed()
         if self.log_file is not None:
             train = self.train_sums.result(self._weights)
-            valid = self.valid_sums.result(weights_at(self.config.loss, 1.0))
+            names = [part.parts[0].name for part in self.splits.valid]
+            final = weights_at(self.config.loss, 1.0)
+            valid = results_of(names, self.valid_sums, final)
             self.log_file.epoch(self.position, self._lr, train, valid)
         self.train_sums = ErrorSums()
         if self.trainer.should_stop or self.position.epoch == self.config.epochs:

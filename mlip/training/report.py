@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -39,15 +39,24 @@ class RunLog:
         position: where the run starts or resumes.
         console: where the table goes.
         tensorboard: also write TensorBoard events.
+        sets: names of the validation sets, if their errors are also reported one by one.
     """
 
     def __init__(
-        self, folder: Path, position: Position, console: Console, *, tensorboard: bool = False
+        self,
+        folder: Path,
+        position: Position,
+        console: Console,
+        *,
+        tensorboard: bool = False,
+        sets: Sequence[str] = (),
     ) -> None:
         self.folder, self.console = folder, console
+        of_sets = (f"valid_{column}" for column in columns_of(sets))
+        self.columns = (*EPOCH_COLUMNS, *of_sets)
         steps, epochs = folder / "steps.csv", folder / "metrics.csv"
         _truncate(steps, STEP_COLUMNS, "step", position.global_step)
-        _truncate(epochs, EPOCH_COLUMNS, "epoch", position.epoch)
+        _truncate(epochs, self.columns, "epoch", position.epoch)
         self._steps: IO[str] = steps.open("a", buffering=1, newline="", encoding="utf-8")
         self._epochs: IO[str] = epochs.open("a", buffering=1, newline="", encoding="utf-8")
         self._board: Any = None
@@ -90,10 +99,10 @@ class RunLog:
             **{f"train_{k}": v for k, v in train.items()},
             **{f"valid_{k}": v for k, v in valid.items()},
         }
-        self._epochs.write(",".join(_text(row[name]) for name in EPOCH_COLUMNS) + "\n")
+        self._epochs.write(",".join(_text(row[name]) for name in self.columns) + "\n")
         self._show(row)
         if self._board is not None:
-            for name in EPOCH_COLUMNS[3:]:
+            for name in self.columns[3:]:
                 part, _, rest = name.partition("_")
                 tag = f"{part}/{rest}" if rest else name
                 if not math.isnan(row[name]):
@@ -116,6 +125,11 @@ class RunLog:
             f"{row['train_loss']:9.3g} " + " ".join(f"{_number(x):>8}" for x in numbers),
             highlight=False,
         )
+
+
+def columns_of(sets: Sequence[str]) -> list[str]:
+    """Name the errors of several sets: ``<set>_<error>``."""
+    return [f"{name}_{column}" for name in sets for column in COLUMNS]
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -7,32 +7,34 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
 
+from mlip.datasets.feed.packing import EdgeBudgetSampler
 from mlip.errors import InputError, UnknownElementError, require
 from mlip.files import atomic_write
 from mlip.models import create_model
 from mlip.potential import Potential, load_potential
 from mlip.training.choose import check_model_settings, choose_settings, cutoff_of, default_folder
-from mlip.training.config import TrainConfig, load_config, write_config
-from mlip.training.data import GraphSet, Splits, Survey, describe_files, loader, open_splits
+from mlip.training.config import SPLITS, TrainConfig, load_config, write_config
+from mlip.training.data import BadStructures, GraphSet, describe_files, loader
 from mlip.training.losses import weights_at
-from mlip.training.metrics import ErrorSums
-from mlip.training.references import References, fit_references, given_references, summarise
+from mlip.training.metrics import ErrorSums, results_of
 from mlip.training.report import RunLog
-from mlip.training.sampler import EdgeBudgetSampler
 from mlip.training.schedule import progress_of
+from mlip.training.sets import Splits, open_splits
 from mlip.training.state import Position, read_newest_state, state_files
+from mlip.training.zero import Zero, settle_zero
 
 if TYPE_CHECKING:
     from mlip.training.module import TrainingModule
 
 CONFIG_FILE, DATA_FILE, POTENTIAL_FILE = "config.yaml", "data.json", "potential.safetensors"
+QUARANTINE_FILE = "quarantine.tsv"
 
 
 class TrainResult(NamedTuple):
@@ -101,12 +103,12 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
         if start is not None:
             config = _settings_of(start, config)
         splits = open_splits(config.data, cutoff_of(config), config.seed)
-        config = choose_settings(config, splits.train.survey)
+        config = choose_settings(config, splits.train.survey, splits.train.weights())
         assert config.out is not None
         folder = Path(config.out)
-        files = {part: describe_files(paths) for part, paths in _paths(config).items()}
-        references = _references(config, splits.train.survey)
-        potential = _build(config, splits.train.survey, references, files, start)
+        files = _files(config)
+        zero = settle_zero(config.reference_energies, config.data.sets("train"), splits)
+        potential = _build(config, splits, zero, files, start)
         _check_elements(potential, splits)
         if resume:
             _check_same_data(folder, files)
@@ -114,7 +116,8 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
             write_config(config, folder / CONFIG_FILE)
             with atomic_write(folder / DATA_FILE, "w") as file:
                 json.dump(files, file, indent=1)
-        _announce(console, config, splits, potential, references, world_size)
+        _announce(console, config, splits, potential, zero, world_size)
+        _report_bad(console, splits.bad, folder if rank == 0 else None)
         stored = read_newest_state(folder) if resume else None
         position, tensors = stored or (Position(), {})
         if resume:
@@ -123,8 +126,12 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
         with contextlib.ExitStack() as stack:
             log = None
             if rank == 0:
-                board = config.tensorboard
-                log = stack.enter_context(RunLog(folder, position, console, tensorboard=board))
+                log = stack.enter_context(
+                    RunLog(
+                        folder, position, console, tensorboard=config.tensorboard,
+                        sets=_names(splits.valid),
+                    )
+                )  # fmt: skip
             used = range(torch.cuda.device_count()) if _accelerator(config.device) == "gpu" else ()
             stack.enter_context(torch.random.fork_rng(devices=used))
             module = _fit(config, splits, potential, sampler, position, tensors, log)
@@ -168,12 +175,12 @@ def _fit(
         num_sanity_val_steps=0,
         default_root_dir=config.out,
     )
-    valid = _sampler(config, splits.valid, shuffle=False)
-    workers = config.data.workers
+    feed = {"workers": config.data.workers, "start_method": config.data.start_method}
+    valid = [loader(v, _sampler(config, v, shuffle=False), **feed) for v in splits.valid]
     trainer.fit(
         module,
-        loader(splits.train, sampler, workers=workers),
-        loader(splits.valid, valid, workers=workers),
+        loader(splits.train, sampler, **feed),
+        valid if len(valid) > 1 else valid[0],  # Lightning counts loaders only in lists
     )
     return module
 
@@ -196,16 +203,8 @@ def _sampler(config: TrainConfig, part: GraphSet, *, shuffle: bool) -> EdgeBudge
         rank=rank,
         world_size=world_size,
         even=shuffle,
+        weights=part.weights() if shuffle else None,
     )
-
-
-def _references(config: TrainConfig, found: Survey) -> References:
-    fitted = config.reference_energies is None
-    if config.reference_energies is None:
-        energies = fit_references(found.counts, found.energies, found.elements)
-    else:
-        energies = given_references(config.reference_energies, found.elements)
-    return summarise(energies, found.counts, found.energies, fitted=fitted)
 
 
 def _settings_of(start: Potential, config: TrainConfig) -> TrainConfig:
@@ -224,8 +223,8 @@ def _settings_of(start: Potential, config: TrainConfig) -> TrainConfig:
 
 def _build(
     config: TrainConfig,
-    found: Survey,
-    references: References,
+    splits: Splits,
+    zero: Zero,
     files: dict[str, Any],
     start: Potential | None = None,
 ) -> Potential:
@@ -236,7 +235,9 @@ def _build(
         torch.default_generator.manual_seed(config.seed)
         model = create_model(name, settings)
     model.to({"float32": torch.float32, "float64": torch.float64}[config.precision])
-    scale: float | dict[int, float] = found.forces_rms or references.rmse or 1.0
+    found = splits.train.survey
+    residual = zero.references.rmse
+    scale: float | dict[int, float] = found.forces_rms or residual or 1.0
     if start is not None:
         model.load_state_dict(start.model.state_dict())
         scale = start.scale
@@ -245,11 +246,12 @@ def _build(
         "level_of_theory": config.level_of_theory,
         "licence": config.licence,
         "training_data": files,
+        "training_statistics": _statistics(config, splits, zero),
         "training_settings": config.model_dump(mode="json", exclude={"data", "out"}),
     }
     return Potential(
         model,
-        reference_energies=references.energies,
+        reference_energies=zero.references.energies,
         scale=scale,
         zbl=config.zbl,
         metadata=metadata,
@@ -265,9 +267,9 @@ def _finish(
     module.use_best()
     potential.to("cuda" if _accelerator(config.device) == "gpu" else "cpu")
     metrics: dict[str, float] = {}
-    for name, part in (("valid", splits.valid), ("test", splits.test)):
-        if part is not None:
-            found = evaluate_set(potential, part, config)
+    for name, sets in (("valid", splits.valid), ("test", splits.test)):
+        if sets:
+            found = evaluate_sets(potential, sets, config)
             metrics.update({f"{name}_{key}": value for key, value in found.items()})
     potential.metadata["metrics"] = {k: v for k, v in metrics.items() if v == v}
     potential.metadata["best_epoch"] = module.position.best_epoch
@@ -279,16 +281,19 @@ def _finish(
     return TrainResult(path, folder, metrics)
 
 
-def evaluate_set(potential: Potential, part: GraphSet, config: TrainConfig) -> dict[str, float]:
-    """Compute loss and errors of a potential on a set, on this process alone."""
+def evaluate_sets(
+    potential: Potential, sets: Sequence[GraphSet], config: TrainConfig
+) -> dict[str, float]:
+    """Compute loss and errors of a potential on sets, on this process alone."""
     from mlip.training.module import evaluate_batch
 
-    sampler = _sampler(config, part, shuffle=False)
-    sampler.rank, sampler.world_size = 0, 1
-    sums = ErrorSums()
-    for batch in loader(part, sampler):
-        sums.add(evaluate_batch(potential, batch.to(potential.device), config))
-    return sums.result(weights_at(config.loss, 1.0))
+    sums = [ErrorSums() for _ in sets]
+    for part, errors in zip(sets, sums, strict=True):
+        sampler = _sampler(config, part, shuffle=False)
+        sampler.rank, sampler.world_size = 0, 1
+        for batch in loader(part, sampler):
+            errors.add(evaluate_batch(potential, batch.to(potential.device), config))
+    return results_of(_names(sets), sums, weights_at(config.loss, 1.0))
 
 
 def _announce(
@@ -296,22 +301,24 @@ def _announce(
     config: TrainConfig,
     splits: Splits,
     potential: Potential,
-    references: References,
+    zero: Zero,
     world_size: int,
 ) -> None:
-    for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
-        if part is not None:
+    for split, graphs in splits.all():
+        for part in graphs.parts:
             found = part.survey
+            name = split if len(splits.train.parts) == 1 else f"{split} {part.name}"
+            weight = f", weight {part.weight:g}" if part.weight != 1 else ""
             console.print(
-                f"{name}: {len(part)} structures, {found.n_atoms.sum()} atoms, "
-                f"{found.average_neighbors:.1f} neighbours within {part.cutoff:g} Å, labels: "
-                f"{(found.energies == found.energies).sum()} energies, "
+                f"{name}: {len(part.dataset)} structures{weight}, {found.n_atoms.sum()} atoms, "
+                f"{found.average_neighbors:.1f} neighbours within {graphs.cutoff:g} Å, labels: "
+                f"{found.energy.count} energies, "
                 f"{found.forces_count // 3} forces, {found.stress_count} stresses",
                 highlight=False,
             )
-            if part.graphs is None:
-                console.print(f"{name}: graphs exceed data.memory_limit_GB, built when needed")
-    for line in references.lines():
+        if graphs.graphs is None:
+            console.print(f"{split}: graphs exceed data.memory_limit_GB, built when needed")
+    for line in zero.lines():
         console.print(line, highlight=False)
     weights = sum(p.numel() for p in potential.model.parameters())
     console.print(
@@ -330,13 +337,10 @@ def _first_symbol(potential: Potential) -> str:
 
 
 def _check_elements(potential: Potential, splits: Splits) -> None:
-    for name, part in (("train", splits.train), ("valid", splits.valid), ("test", splits.test)):
-        if part is None:
-            continue
+    for name, part in splits.all():
         unknown = sorted(set(part.survey.elements) - set(potential.elements))
         if unknown:
-            column = part.survey.elements.index(unknown[0])
-            i = int(part.survey.counts[:, column].nonzero()[0][0])
+            i = part.survey.first_with[unknown[0]]
             raise UnknownElementError(
                 f"data.{name} holds atomic numbers {unknown} (first in {part.name(i)}) that the "
                 "training set or model.elements does not: add such structures to the training "
@@ -344,9 +348,65 @@ def _check_elements(potential: Potential, splits: Splits) -> None:
             )
 
 
-def _paths(config: TrainConfig) -> dict[str, tuple[str, ...]]:
-    parts = {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
-    return {name: paths for name, paths in parts.items() if paths is not None}
+def _files(config: TrainConfig) -> dict[str, Any]:
+    """Describe the data files of each split."""
+    sets = {split: config.data.sets(split) for split in SPLITS}
+    return {
+        split: [file for each in found for file in describe_files(each.paths)]
+        for split, found in sets.items()
+        if found
+    }
+
+
+def _names(sets: Sequence[GraphSet]) -> list[str]:
+    """Give the names of sets that are reported one by one: none if there is only one."""
+    return [each.parts[0].name for each in sets] if len(sets) > 1 else []
+
+
+def _statistics(config: TrainConfig, splits: Splits, zero: Zero) -> dict[str, Any]:
+    """Collect what the potential's file says about the training data, JSON-able."""
+    settings = {each.name: each for each in config.data.sets("train")}
+    sets = [
+        {
+            "name": part.name,
+            "structures": len(part.dataset),
+            "fingerprint": part.dataset.fingerprint(),
+            "weight": part.weight,
+            "labels": settings[part.name].labels,
+            "energy_convention": splits.conventions["train", part.name],
+            "residual_rmse": _finite(zero.rmse[part.name]),
+            "own_reference_energies": zero.own_by_symbol(part.name),
+        }
+        for part in splits.train.parts
+    ]
+    return {
+        "average_neighbors": splits.train.survey.average_neighbors,
+        "forces_rms": splits.train.survey.forces_rms,
+        "energy_convention": zero.convention,
+        "reference_energies_from": zero.references.source,
+        "reference_residual_rmse": _finite(zero.references.rmse),
+        "left_out": len(splits.bad.found),
+        "sets": sets,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value else None
+
+
+def _report_bad(console: Console, bad: BadStructures, folder: Path | None) -> None:
+    """Say how many structures were left out, and list them if asked for."""
+    if not bad.found:
+        return
+    where = ""
+    if bad.policy == "quarantine" and folder is not None:
+        bad.write(folder / QUARANTINE_FILE)
+        where = f", listed in {folder / QUARANTINE_FILE}"
+    console.print(
+        f"left out: {len(bad.found)} structures that cannot be used{where}; the first: "
+        f"{bad.found[0][1]}",
+        style="yellow", highlight=False,
+    )  # fmt: skip
 
 
 def _check_same_data(folder: Path, files: dict[str, Any]) -> None:
