@@ -52,7 +52,7 @@ def is_oc20(path: Path) -> bool:
             cursor = transaction.cursor()
             found = cursor.set_range(b"0")
             for _ in range(_LOOKED_AT):
-                if not found or cursor.key() >= _AFTER_DIGITS:
+                if not found or bytes(cursor.key()) >= _AFTER_DIGITS:
                     return False
                 if cursor.value()[:1] == _PICKLE:
                     return True
@@ -229,7 +229,7 @@ def _count(transaction: lmdb.Transaction, path: Path) -> _Count:
     foreign = [key for key in _outside_digits(transaction) if key != _LENGTH]
     value = transaction.get(_LENGTH)
     entries = transaction.stat()["entries"] - len(foreign) - (value is not None)
-    return _Count(entries, foreign, None if value is None else _length(value, path))
+    return _Count(entries, foreign, None if value is None else _length(bytes(value), path))
 
 
 def _length(value: bytes, path: Path) -> int:
@@ -246,8 +246,8 @@ def _outside_digits(transaction: lmdb.Transaction) -> Iterator[bytes]:
     cursor = transaction.cursor()
     for first, end in ((b"", b"0"), (_AFTER_DIGITS, None)):
         found = cursor.set_range(first) if first else cursor.first()
-        while found and (end is None or cursor.key() < end):
-            yield cursor.key()
+        while found and (end is None or bytes(cursor.key()) < end):
+            yield bytes(cursor.key())
             found = cursor.next()
 
 
@@ -268,7 +268,7 @@ def _scan(transaction: lmdb.Transaction, count: _Count) -> Array:
         cursor = transaction.cursor()
         if not cursor.set_range(b"0"):
             return
-        for key in cursor.iternext(values=False):
+        for key in map(bytes, cursor.iternext(values=False)):
             if key >= _AFTER_DIGITS:
                 return
             if key.isdigit() and len(key) <= _MAX_DIGITS and (key[:1] != b"0" or key == b"0"):
@@ -285,7 +285,7 @@ def _place(keys: Array, count: _Count, problems: list[str]) -> Array | range:
     """Decide which entry each index is, and say what is wrong with keys and length."""
     n, length = len(keys), count.length
     span = int(keys[-1]) + 1 if n else 0
-    if n < span == length <= 2 * n:
+    if length is not None and n < span == length <= 2 * n:
         missing = np.setdiff1d(np.arange(span), keys)
         some = ", ".join(map(str, missing[:5].tolist()))
         problems.append(

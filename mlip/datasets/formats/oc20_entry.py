@@ -32,6 +32,7 @@ DROPPED = frozenset(
     }
 )  # fmt: skip
 _GEOMETRY = frozenset({"pos", "cell", "atomic_numbers", "natoms", "pbc", "tags", "fixed"})
+MAX_TAG = 2**31
 _MAX_INFO = 100_000  # numbers in one extra field
 Fields = Mapping[str, Any]
 
@@ -78,7 +79,7 @@ def extract_entry(fields: Fields, options: ReadOptions) -> Extracted:
         raise DataError("pos_relaxed is missing, the positions of the relaxed frame")
     pbc = _flags("pbc", fields["pbc"], 3) if "pbc" in fields else np.ones(3, dtype=bool)
     labels: dict[str, Any] = {}
-    used = {**_energy(fields, options.keys, frame, labels)}
+    used = _energy(fields, options.keys, frame, labels)
     used |= {} if relaxed else _forces(fields, options.keys, n, labels)
     used |= {} if relaxed else _stress(fields, options.keys, labels)
     _check_edges(fields, n)
@@ -91,7 +92,7 @@ def extract_entry(fields: Fields, options: ReadOptions) -> Extracted:
         positions=positions,
         cell=_cell(fields, pbc),
         pbc=pbc,
-        tags=_integers("tags", fields["tags"], n) if "tags" in fields else None,
+        tags=_whole("tags", fields["tags"], n, -MAX_TAG, MAX_TAG) if "tags" in fields else None,
         fixed=_flags("fixed", fields["fixed"], n) if "fixed" in fields else None,
         info=info,
         **labels,
@@ -135,35 +136,23 @@ def _number(name: str, value: Any) -> float:
 
 
 def _elements(fields: Fields, n: int) -> Array:
-    name = "atomic_numbers"
-    exact = real_array(name, _real(name, _field(fields, name)), (n,))
-    if exact.min() < 1 or exact.max() > MAX_ATOMIC_NUMBER:
-        wrong = exact[(exact < 1) | (exact > MAX_ATOMIC_NUMBER)][0]
-        raise DataError(f"{name}: {wrong:g} is no element, expected 1 to {MAX_ATOMIC_NUMBER}")
-    return _whole(name, exact)
+    return _whole("atomic_numbers", _field(fields, "atomic_numbers"), n, 1, MAX_ATOMIC_NUMBER)
 
 
-def _integers(name: str, value: Any, n: int) -> Array:
-    exact = real_array(name, _real(name, value), (n,))
-    if np.abs(exact).max() > 2**53:
-        raise DataError(f"{name} holds numbers too large to be exact")
-    return _whole(name, exact)
-
-
-def _whole(name: str, exact: Array) -> Array:
-    whole: Array = exact.astype(np.int64)
-    if (whole != exact).any():
-        wrong = exact[whole != exact][0]
-        raise DataError(f"{name}: {wrong:g} is no whole number")
+def _whole(name: str, value: Any, n: int, least: int, most: int) -> Array:
+    """Read [n] whole numbers within limits; they may be stored as real numbers."""
+    value = _real(name, value)
+    if value.shape != (n,):
+        raise DataError(f"{name} has shape {value.shape}, expected {(n,)}")
+    for number in set(value.tolist()):  # few different ones, so this is quick
+        if not least <= number <= most or number != int(number):
+            raise DataError(f"{name} holds {number:g}, expected whole numbers {least} to {most}")
+    whole: Array = value.astype(np.int64)
     return whole
 
 
 def _flags(name: str, value: Any, n: int) -> Array:
-    exact = real_array(name, np.reshape(_real(name, value), -1), (n,))
-    flags: Array = exact != 0
-    if (exact != flags).any():
-        raise DataError(f"{name} holds something else than 0 and 1")
-    return flags
+    return _whole(name, np.reshape(_real(name, value), -1), n, 0, 1) != 0
 
 
 def _cell(fields: Fields, pbc: Array) -> Array:
@@ -182,7 +171,7 @@ def _cell(fields: Fields, pbc: Array) -> Array:
                 f"(its rows are {cell.tolist()})"
             )
     elif pbc.any():
-        Structure([1], np.zeros((1, 3)), cell, pbc)  # checks the cell
+        Structure(np.ones(1), np.zeros((1, 3)), cell, pbc)  # checks the cell
     return cell
 
 

@@ -84,7 +84,11 @@ def run(data: bytes, start: int, names: Names) -> tuple[Any, int]:
             elif code == 0x8C:  # SHORT_BINUNICODE
                 begin = at + 1
                 at = begin + data[at]
-                stack.append(data[begin:at].decode())
+                text = data[begin:at].decode()
+                stack.append(text)
+                if data[at] == 0x94:
+                    memo.append(text)
+                    at += 1
             elif code == 0x68:  # BINGET
                 stack.append(memo[data[at]])
                 at += 1
@@ -106,8 +110,9 @@ def run(data: bytes, start: int, names: Names) -> tuple[Any, int]:
                 stack[-1] = (stack[-1],)
             elif code == 0x29:  # EMPTY_TUPLE
                 stack.append(())
-            elif code == 0x89:  # NEWFALSE
-                stack.append(False)
+            elif code == 0x93:  # STACK_GLOBAL
+                name = stack.pop()
+                stack[-1] = _named(names, stack[-1], name)
             elif code == 0x86:  # TUPLE2
                 last = stack.pop()
                 stack[-1] = (stack[-1], last)
@@ -118,8 +123,6 @@ def run(data: bytes, start: int, names: Names) -> tuple[Any, int]:
                 if operation is None:
                     raise DataError(f"the pickle uses opcode {code:#04x}, which no data set needs")
                 at = operation(data, at, stack, memo, names)
-            if at > end:
-                raise DataError("the pickle is cut short")
         else:
             raise DataError(f"the pickle has more than {MAX_OPERATIONS} operations")
     except (IndexError, struct.error):
@@ -135,7 +138,7 @@ def _call(function: Any, args: Any) -> Call:
     if type(args) is tuple:
         if type(function) is Name:
             return Call(function.text, args)
-        if type(function) is Call:
+        if type(function) is Call and not function.name.endswith("()"):
             return Call(f"{function.name}()", args)
     raise DataError("the pickle calls something that is no function")
 
@@ -180,7 +183,9 @@ def _integers(text: bytes) -> tuple[int, ...] | None:
     return tuple(numbers) if len(numbers) == text[-1] - 0x84 else None
 
 
-def _named(names: Names, module: str, name: str) -> Name:
+def _named(names: Names, module: Any, name: Any) -> Name:
+    if type(name) is not str or type(module) is not str:
+        raise DataError("the pickle names a class by something that is no text")
     found = names.get((module, name))
     if found is None:
         text = f"{module}.{name}"
@@ -189,14 +194,6 @@ def _named(names: Names, module: str, name: str) -> Name:
             "files may name (nothing was run)"
         )
     return found
-
-
-def _stack_global(_d: bytes, at: int, stack: Stack, _m: list[Any], names: Names) -> int:
-    name, module = stack.pop(), stack.pop()
-    if type(name) is not str or type(module) is not str:
-        raise DataError("the pickle names a class by something that is no text")
-    stack.append(_named(names, module, name))
-    return at
 
 
 def _global(data: bytes, at: int, stack: Stack, _m: list[Any], names: Names) -> int:
@@ -380,9 +377,9 @@ def _container(target: Any, kind: type[Any]) -> Any:
 
 def _table() -> list[Operation | None]:
     operations: dict[int, Operation] = {
-        0x93: _stack_global, ord("c"): _global, ord("b"): _build, ord("Q"): _persistent,
+        ord("c"): _global, ord("b"): _build, ord("Q"): _persistent,
         0x81: _new_object, 0x87: _tuple3, ord("t"): _tuple, 0x95: _skip(8),
-        ord("N"): _constant(None), 0x88: _constant(True),
+        ord("N"): _constant(None), 0x88: _constant(True), 0x89: _constant(False),
         ord("}"): _fresh(dict), ord("]"): _fresh(list), 0x8F: _fresh(set),
         ord("M"): _number("<H"), ord("J"): _number("<i"), ord("G"): _number(">d"),
         0x8A: _counted(1, _integer), ord("X"): _counted(4, _text), 0x8D: _counted(8, _text),

@@ -173,24 +173,25 @@ _ATOMS = frozenset({int, float, str, bool, type(None)})
 
 
 def _tensor(call: Call, budget: _Budget) -> Array:
-    storage, *geometry = _arguments(call, 6, 7)
-    return _strided(_storage(storage, budget), *geometry[:3], budget)
+    args = _arguments(call, 6, 7)
+    return _strided(_storage(args[0], budget), args[1:4], budget)
 
 
 def _typed_tensor(call: Call, budget: _Budget) -> Array:
-    storage, *geometry = _arguments(call, 7, 8)
-    dtype = geometry[5]
+    args = _arguments(call, 7, 8)
+    dtype = args[6]
     if type(dtype) is not Name or not dtype.text.startswith("torch."):
         raise DataError("the tensor has no known type")
-    raw = memoryview(_storage(storage, budget)).cast("B")
+    raw = memoryview(_storage(args[0], budget).tobytes())
     name = _UNTYPED[dtype.text.removeprefix("torch.")]
     if len(raw) % _width(name):
         raise DataError("the tensor does not fit its storage")
-    return _strided(_typed(raw, name), *geometry[:3], budget)
+    return _strided(_typed(raw, name), args[1:4], budget)
 
 
-def _strided(elements: Array, offset: Any, size: Any, stride: Any, budget: _Budget) -> Array:
+def _strided(elements: Array, geometry: tuple[Any, ...], budget: _Budget) -> Array:
     """Give the view of a storage that a tensor is, after checking that it lies within."""
+    offset, size, stride = geometry
     shapes_ok = type(size) is tuple and type(stride) is tuple and len(size) == len(stride)
     if not shapes_ok or len(size) > MAX_DIMENSIONS or type(offset) is not int or offset < 0:
         raise DataError("the shape of a tensor is damaged")
@@ -332,7 +333,7 @@ def _content(value: Any, budget: _Budget) -> memoryview:
         return value
     if type(value) is Call and value.name == "encoded":
         text, encoding = _arguments(value, 2)
-        if type(text) is str and encoding in {"latin1", "latin-1"}:
+        if type(text) is str and type(encoding) is str and encoding in {"latin1", "latin-1"}:
             budget.charge(len(text))
             try:
                 return memoryview(text.encode("latin-1"))
@@ -350,7 +351,8 @@ def _dtype(value: Any) -> np.dtype[Any]:
     if type(value) is Call and value.name == "dtype" and value.args:
         name, state = value.args[0], value.state
         order = state[1] if type(state) is tuple and len(state) > 1 else "="
-        if type(name) is str and _PLAIN_DTYPE.fullmatch(name) and order in {"<", ">", "|", "="}:
+        known = type(order) is str and order in {"<", ">", "|", "="}
+        if known and type(name) is str and _PLAIN_DTYPE.fullmatch(name):
             if name[0] in "<>|=":
                 return np.dtype(name)
             return np.dtype(name if order == "|" else order + name)
