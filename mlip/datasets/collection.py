@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlip.datasets.dataset import ConcatenatedDataset, Dataset, DatasetFacts, LoadedDataset
+from mlip.datasets.folders import folder_files
+from mlip.datasets.formats.npz import SIZES_FILE, verified_sizes
 from mlip.datasets.labels import LabelKeys
 from mlip.datasets.options import EnergyConvention, ReadOptions, RelaxationFrame
+from mlip.datasets.policy import BadEntries, Policy, drop_bad
 from mlip.datasets.read import PathLike, expand, find_reader, iterate_file
 from mlip.datasets.structure import Structure
-from mlip.errors import DataError
+from mlip.errors import DataError, DataWarning
+
+_PROBLEMS_SHOWN = 10
 
 
 def open_dataset(
@@ -19,28 +26,42 @@ def open_dataset(
     keys: LabelKeys | None = None,
     energy_convention: EnergyConvention | None = None,
     is2re: RelaxationFrame | None = None,
+    policy: Policy = "raise",
+    quarantine: str | os.PathLike[str] | None = None,
 ) -> Dataset:
     """Open files as one sequence of structures.
 
-    Formats with random access are read entry by entry; other files are read whole, each frame
-    checked.
+    Formats with random access are read entry by entry; other files are read whole. Anything wrong
+    with the files that leaves entries readable is in ``facts.problems`` and in one warning.
 
     Args:
-        paths: a file, a pattern (``"data/*.extxyz"``) or a list of them.
+        paths: a file, a folder (its data files in the order of their names), a pattern
+            (``"data/*.extxyz"``) or a list of these.
         keys: keys of the labels, where the usual names do not fit.
         energy_convention: see :class:`~mlip.datasets.options.ReadOptions`.
         is2re: see :class:`~mlip.datasets.options.ReadOptions`.
+        policy: what happens to bad entries. ``"raise"``: an error, when the entry is read (at once
+            in files that are read whole). ``"skip"``: all entries are read once now and bad ones
+            left out. ``"quarantine"``: the same, and they are listed in a file.
+        quarantine: the file for that list (tab-separated: file, entry, reason).
 
     Raises:
-        DataError: a file is missing, unknown or damaged, or a frame in it is bad; converting with
-            ``mlip convert`` drops bad frames and reports them instead.
+        DataError: a file is missing, unknown or damaged, or a frame in it is bad.
+        InputError: an unknown choice.
     """
     options = ReadOptions(keys or LabelKeys(), energy_convention, is2re)
-    parts = [_open(path, options) for path in expand(paths)]
-    return parts[0] if len(parts) == 1 else ConcatenatedDataset(parts)
+    bad = BadEntries(policy, quarantine)
+    files = expand(paths)
+    parts = [_open(path, options, bad) for path in files]
+    dropped = len(bad.entries)
+    dataset = _join(files, parts)
+    if policy != "raise":
+        dataset = drop_bad(dataset, bad, dropped)
+    _warn(dataset.facts.problems)
+    return dataset
 
 
-def _open(path: Path, options: ReadOptions) -> Dataset:
+def _open(path: Path, options: ReadOptions, bad: BadEntries) -> Dataset:
     reader = find_reader(path)
     if reader.open is not None:
         return reader.open(path, options)
@@ -48,7 +69,46 @@ def _open(path: Path, options: ReadOptions) -> Dataset:
     names: list[str] = []
     for entry in iterate_file(path, options):
         if entry.structure is None:
-            raise DataError(f"{entry.problem} (mlip convert drops bad frames and reports them)")
+            hint = " (policy='skip' and mlip convert leave bad frames out)"
+            bad.add(entry.name, f"{entry.problem}{hint if bad.policy == 'raise' else ''}")
+            continue
         structures.append(entry.structure)
         names.append(entry.name)
-    return LoadedDataset(structures, names, DatasetFacts(reader.name))
+    facts = DatasetFacts(reader.name) if reader.facts is None else reader.facts(options)
+    return LoadedDataset(structures, names, facts)
+
+
+def _join(files: list[Path], parts: list[Dataset]) -> Dataset:
+    """Put the files together; whole folders take their sizes from a size file that fits them."""
+    groups: dict[Path, list[int]] = {}
+    for i, file in enumerate(files):
+        groups.setdefault(file.parent, []).append(i)
+    joined: list[Dataset] = []
+    for folder, members in groups.items():
+        contiguous = members == list(range(members[0], members[-1] + 1))
+        own = [parts[i] for i in members]
+        table = folder / SIZES_FILE
+        if contiguous and table.is_file() and _is_whole(folder, [files[i] for i in members]):
+            whole = own[0] if len(own) == 1 else ConcatenatedDataset(own)
+            sizes, problems = verified_sizes(table, whole)
+            joined.append(ConcatenatedDataset(own, n_atoms=sizes, problems=problems))
+        elif contiguous:
+            joined += own
+        else:
+            return ConcatenatedDataset(parts)  # files of several folders in turn
+    return joined[0] if len(joined) == 1 else ConcatenatedDataset(joined)
+
+
+def _is_whole(folder: Path, files: list[Path]) -> bool:
+    try:
+        return folder_files(folder) == files
+    except DataError:
+        return False
+
+
+def _warn(problems: Sequence[str]) -> None:
+    if not problems:
+        return
+    more = len(problems) - _PROBLEMS_SHOWN
+    lines = [*problems[:_PROBLEMS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    warnings.warn("\n".join(lines), DataWarning, stacklevel=3)

@@ -6,7 +6,7 @@ import bisect
 import hashlib
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, overload
 
@@ -54,7 +54,7 @@ class Dataset(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Name the file and the place in it that a structure comes from."""
+        """Name the file and the place in it: ``"FILE kind key"``, no blanks in the last two."""
         ...
 
     def fingerprint(self) -> str:
@@ -131,10 +131,24 @@ class LoadedDataset(Sequence[Structure]):
 
 
 class ConcatenatedDataset(Sequence[Structure]):
-    """Several data sets one after the other."""
+    """Several data sets one after the other.
 
-    def __init__(self, parts: Sequence[Dataset]) -> None:
+    Args:
+        parts: data sets.
+        n_atoms: [len] number of atoms of every structure, if known without reading them.
+        problems: what is wrong with the whole beside what is wrong with its parts.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Dataset],
+        *,
+        n_atoms: Array | None = None,
+        problems: Sequence[str] = (),
+    ) -> None:
         self.parts = list(parts)
+        self._n_atoms = n_atoms
+        self._problems = tuple(problems)
         self._ends = np.cumsum([len(part) for part in self.parts]).tolist()
 
     @property
@@ -142,7 +156,7 @@ class ConcatenatedDataset(Sequence[Structure]):
         """Tell what the parts have in common; their problems are all listed."""
         facts = [part.facts for part in self.parts]
         formats = ", ".join(dict.fromkeys(f.format for f in facts))
-        problems = tuple(problem for f in facts for problem in f.problems)
+        problems = (*(problem for f in facts for problem in f.problems), *self._problems)
         return DatasetFacts(
             formats,
             _common([f.energy_convention for f in facts]),
@@ -165,6 +179,8 @@ class ConcatenatedDataset(Sequence[Structure]):
 
     def n_atoms(self) -> Array:
         """Give the number of atoms of every structure, [len] int64."""
+        if self._n_atoms is not None:
+            return self._n_atoms
         return np.concatenate([part.n_atoms() for part in self.parts])
 
     def name(self, index: int) -> str:
@@ -185,16 +201,33 @@ class ConcatenatedDataset(Sequence[Structure]):
 
 
 class SelectedDataset(Sequence[Structure]):
-    """Some entries of a data set, in a given order."""
+    """Some entries of a data set, in a given order.
 
-    def __init__(self, base: Dataset, indices: Array) -> None:
+    Args:
+        base: the whole set.
+        indices: places of the entries in it.
+        n_atoms: number of atoms of the chosen entries, if known without asking the whole set.
+        problems: what is worth saying of the choice.
+    """
+
+    def __init__(
+        self,
+        base: Dataset,
+        indices: Array,
+        *,
+        n_atoms: Array | None = None,
+        problems: Sequence[str] = (),
+    ) -> None:
         self.base = base
         self.indices = np.asarray(indices, dtype=np.int64)
+        self._n_atoms = n_atoms
+        self._problems = tuple(problems)
 
     @property
     def facts(self) -> DatasetFacts:
-        """Tell what the whole set says."""
-        return self.base.facts
+        """Tell what the whole set says, and what was said of the choice."""
+        facts = self.base.facts
+        return replace(facts, problems=(*facts.problems, *self._problems))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -210,7 +243,7 @@ class SelectedDataset(Sequence[Structure]):
 
     def n_atoms(self) -> Array:
         """Give the number of atoms of every structure, [len] int64."""
-        return self.base.n_atoms()[self.indices]
+        return self.base.n_atoms()[self.indices] if self._n_atoms is None else self._n_atoms
 
     def name(self, index: int) -> str:
         """Name the file and the place in it that a structure comes from."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlip.datasets.folders import folder_files
 from mlip.datasets.formats.reader import Reader
 from mlip.datasets.formats.table import READERS
 from mlip.datasets.labels import Extracted, extract, label_hints
@@ -34,9 +35,7 @@ class Entry(NamedTuple):
         return f"{self.file} frame {self.frame}"
 
 
-def iterate_file(
-    path: Path, options: ReadOptions | None = None, start: int = 0
-) -> Iterator[Entry]:
+def iterate_file(path: Path, options: ReadOptions | None = None, start: int = 0) -> Iterator[Entry]:
     """Give every frame of a file from ``start`` on, as a structure or with its problem.
 
     Raises:
@@ -59,7 +58,7 @@ def find_reader(path: Path) -> Reader:
         DataError: the file is missing, empty or of no known format.
     """
     if path.is_dir():
-        raise DataError(f"{path} is a folder: name its files, for instance '{path}/*.extxyz'")
+        raise DataError(f"{path} is a folder, expected a file")
     if not path.exists():
         raise DataError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
@@ -72,24 +71,51 @@ def find_reader(path: Path) -> Reader:
 
 
 def expand(paths: PathLike | Sequence[PathLike]) -> list[Path]:
-    """Resolve one path, a list, or patterns such as ``data/*.extxyz`` to files in order.
+    """Resolve files, folders, patterns such as ``data/*.extxyz``, or a list of them, to files.
 
     Raises:
-        DataError: a pattern matches nothing, or there is no path at all.
+        DataError: a pattern matches nothing, a folder has no data or two kinds of data, a file is
+            given twice, or there is no path at all.
     """
     items = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    origin: dict[Path, str] = {}
     files: list[Path] = []
     for item in items:
-        pattern = os.fspath(item)
-        if not glob.has_magic(pattern) or Path(pattern).exists():
-            files.append(Path(pattern))
-            continue
-        matches = sorted(glob.glob(pattern, recursive=True))
-        if not matches:
-            raise DataError(f"{pattern}: no file matches this pattern")
-        files += map(Path, matches)
+        pattern = os.path.expanduser(os.fspath(item))
+        for path in _matches(pattern):
+            same = path.resolve()
+            if same in origin:
+                raise DataError(
+                    f"{path} is given twice (by {origin[same]!r} and {pattern!r}): leave one out"
+                )
+            origin[same] = pattern
+            files.append(path)
     if not files:
         raise DataError("no data files were given")
+    return files
+
+
+def _matches(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.exists() or not glob.has_magic(pattern):
+        return _folder(path) if path.is_dir() else [path]
+    matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    matches = [match for match in matches if not match.name.endswith("-lock")]  # made by LMDB
+    if not matches:
+        raise DataError(f"{pattern}: no file matches this pattern")
+    files = [match for match in matches if match.is_file()]  # '**' also matches folders
+    return files or [file for match in matches for file in _folder(match)]
+
+
+def _folder(folder: Path) -> list[Path]:
+    files = folder_files(folder)
+    kinds = {find_reader(file).name: file for file in reversed(files) if file.suffix == ".lmdb"}
+    if len(kinds) > 1:
+        (first, one), (second, other) = list(kinds.items())[:2]
+        raise DataError(
+            f"{folder} holds two kinds of LMDB: {one.name} ({first}) and {other.name} ({second}): "
+            "name the files"
+        )
     return files
 
 

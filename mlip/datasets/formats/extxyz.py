@@ -14,7 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from mlip.datasets.formats.reader import Frames
 from mlip.datasets.options import ReadOptions
@@ -29,6 +29,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {
     ".bz2": bz2.open,
 }
 COMPRESSED = frozenset(_OPENERS)
+STREAM_ERRORS = (EOFError, lzma.LZMAError, zlib.error, OSError)
 
 
 def is_extxyz(path: Path) -> bool:
@@ -37,25 +38,64 @@ def is_extxyz(path: Path) -> bool:
     return bool(suffixes) and suffixes[-1] in {".extxyz", ".xyz"}
 
 
+def stem(path: Path) -> str:
+    """Give the name of a file without ``.extxyz`` and the ending of its compression."""
+    name = path.stem if path.suffix in COMPRESSED else path.name
+    return name.rpartition(".")[0] or name
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a text file, compressed or not; bytes that are no UTF-8 become lone surrogates."""
+    opener = _OPENERS.get(path.suffix, open)
+    return opener(path, "rt", encoding="utf-8", errors="surrogateescape")
+
+
 def read_extxyz(path: Path, start: int, options: ReadOptions) -> Frames:  # noqa: ARG001
     """Give (frame index, atoms) from frame ``start`` on; a bad frame gives an error in its place.
 
+    A compressed stream that is damaged or ends early gives an error after the frames before.
+
     Raises:
-        DataError: the compressed stream is damaged or ends early, after the frames before.
+        DataError: such a stream without any whole frame.
     """
     number = -1
-    opener = _OPENERS.get(path.suffix, open)
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with open_text(path) as file:
             for number, frame in enumerate(_frames(_Lines(file))):
                 if number >= start:
                     yield number, _parse(frame) if isinstance(frame, list) else frame
-    except (EOFError, lzma.LZMAError, zlib.error, UnicodeDecodeError, OSError) as error:
+    except STREAM_ERRORS as error:
         kind = "ends early" if isinstance(error, EOFError) else f"is damaged ({error})"
-        raise DataError(
-            f"{path}: the file {kind} after {number + 1} frames (interrupted download?): "
-            "fetch it again"
-        ) from None
+        text = f"the file {kind} after {number + 1} frames (interrupted download?): fetch it again"
+        if number < 0:
+            raise DataError(f"{path}: {text}") from None
+        if number + 1 >= start:
+            yield number + 1, DataError(text)
+
+
+class FrameCount(NamedTuple):
+    """How many frames a file has, and whether it ends inside one more."""
+
+    whole: int
+    cut: bool
+
+
+def count_frames(path: Path) -> FrameCount:
+    """Count the frames of a file, bad ones too, without parsing them."""
+    whole = 0
+    try:
+        with open_text(path) as file:
+            for frame in _frames(_Lines(file)):
+                if isinstance(frame, _CutFrameError):
+                    return FrameCount(whole, cut=True)
+                whole += 1
+    except STREAM_ERRORS:
+        return FrameCount(whole, cut=True)
+    return FrameCount(whole, cut=False)
+
+
+class _CutFrameError(DataError):
+    """The file ends inside a frame."""
 
 
 class _Lines:
@@ -98,7 +138,7 @@ def _frames(lines: _Lines) -> Iterator[list[str] | DataError]:
             yield DataError(f"line {place}: {rows} atoms, expected {line.strip()}")
         elif not frame[-1]:
             rows = max(0, len(frame) - 3)
-            yield DataError(
+            yield _CutFrameError(
                 f"line {place}: the file ends inside the frame ({rows} atoms of {line.strip()}; "
                 "interrupted download?)"
             )
@@ -137,7 +177,12 @@ def _cell_vectors(lines: _Lines) -> list[str]:
 def _parse(frame: list[str]) -> Atoms | DataError:
     from ase.io.extxyz import read_extxyz as parse
 
+    text = "".join(frame)
     try:
-        return next(iter(parse(io.StringIO("".join(frame)), 0)))
+        text.encode()
+    except UnicodeEncodeError:
+        return DataError("the frame holds bytes that are no UTF-8 text")
+    try:
+        return next(iter(parse(io.StringIO(text), 0)))
     except Exception as error:  # ASE raises whatever its parser trips over
         return DataError(f"cannot be parsed: {error or type(error).__name__}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlip.datasets.dataset import Dataset
+from mlip.datasets.dataset import Dataset, DatasetFacts
 from mlip.datasets.labels import Extracted
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.structure import Structure
@@ -30,12 +30,14 @@ class Reader(NamedTuple):
         recognises: whether a file is of this format; cheap and without side effects.
         read: frames of a file from a given index on, in order.
         open: random access to a file, or None where the format only streams.
+        facts: what is known of such a set that only streams, if more than its format.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path, int, ReadOptions], Frames]
     open: Callable[[Path, ReadOptions], Dataset] | None = None
+    facts: Callable[[ReadOptions], DatasetFacts] | None = None
 
 
 def by_index(open_file: Callable[[Path, ReadOptions], Dataset]) -> Callable[..., Frames]:
