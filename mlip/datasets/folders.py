@@ -28,9 +28,11 @@ def folder_files(folder: Path) -> list[Path]:
     found = {end: group for end, group in lmdb.items() if group}
     if not found:
         text = _plain_first([p for p in files if is_extxyz(p)])
-        others = {end: [p for p in files if p.suffix == end] for end in (".traj", ".db", ".json")}
+        others = {end: [p for p in files if p.suffix == end] for end in (".traj", ".db")}
         groups = {".extxyz": text, **others}
         found = {end: group for end, group in groups.items() if group}
+    if not found:
+        found = {".json": group for group in [[p for p in files if p.suffix == ".json"]] if group}
     if len(found) > 1:
         first = " and ".join(group[0].name for group in found.values())
         raise DataError(
