@@ -51,14 +51,21 @@ def open_dataset(
     """
     options = ReadOptions(keys or LabelKeys(), energy_convention, is2re)
     bad = BadEntries(policy, quarantine)
-    files = expand(paths)
-    parts = [_open(path, options, bad) for path in files]
+    dataset = open_files(expand(paths), options, bad)
     dropped = len(bad.entries)
-    dataset = _join(files, parts)
     if policy != "raise":
         dataset = drop_bad(dataset, bad, dropped)
-    _warn(dataset.facts.problems)
+    warn_of(dataset.facts.problems)
     return dataset
+
+
+def open_files(files: list[Path], options: ReadOptions, bad: BadEntries) -> Dataset:
+    """Open files as one data set; only files that are read whole have their entries checked.
+
+    Raises:
+        DataError: a file is missing, unknown or damaged, or a frame in it is bad.
+    """
+    return _join(files, [_open(path, options, bad) for path in files])
 
 
 def _open(path: Path, options: ReadOptions, bad: BadEntries) -> Dataset:
@@ -106,7 +113,8 @@ def _is_whole(folder: Path, files: list[Path]) -> bool:
         return False
 
 
-def _warn(problems: Sequence[str]) -> None:
+def warn_of(problems: Sequence[str]) -> None:
+    """Warn once of what is wrong with files that can be read all the same."""
     if not problems:
         return
     more = len(problems) - _PROBLEMS_SHOWN
