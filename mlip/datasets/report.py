@@ -19,15 +19,22 @@ SHOWN = 8  # problems, outliers and groups that are named; all are counted
 MAX_COMPARED_INPUTS = 20
 UNITS = "eV, Å, eV/Å, eV/Å³ (ASE sign: tension positive)"
 HIGH_STRESS = 100 / 160.21766  # 100 GPa in eV/Å³
+OPPOSITE = -0.7  # correlation of stress and volume below which the sign is doubted
 
 
 @dataclass
 class InputFile:
-    """How many frames of one input were read and kept, and the numbers of those dropped."""
+    """How many frames of one input were read and kept, and the numbers of those dropped.
+
+    ``left_out`` counts frames that were not wanted; ``damage`` says why a file could not be read
+    to its end.
+    """
 
     path: str
     kept: int = 0
     dropped: list[int] = field(default_factory=list)
+    left_out: int = 0
+    damage: str | None = None
 
     def frame(self, kept_index: int) -> int:
         """Give the frame number of the kept frame number ``kept_index``."""
@@ -54,12 +61,14 @@ class ConversionReport:
     overlaps: dict[str, int]
     outliers: dict[str, str]
     warnings: list[str]
+    left_out: dict[str, int] = field(default_factory=dict)
+    energy_convention: str | None = None
     units: str = UNITS
 
     @property
     def read(self) -> int:
         """Number of frames read."""
-        return self.kept + self.dropped
+        return self.kept + self.dropped + sum(file.left_out for file in self.inputs)
 
     @property
     def kept(self) -> int:
@@ -70,6 +79,11 @@ class ConversionReport:
     def dropped(self) -> int:
         """Number of frames left out."""
         return sum(len(file.dropped) for file in self.inputs)
+
+    @property
+    def damaged(self) -> int:
+        """Number of inputs that could not be read to their end."""
+        return sum(file.damage is not None for file in self.inputs)
 
     def to_json(self) -> str:
         """Give everything as JSON."""
@@ -132,27 +146,30 @@ def _name_outliers(files: Sequence[InputFile], s: Statistics) -> dict[str, str]:
     named: dict[str, str] = {}
     for i, reason in s.outliers().items():
         file = files[of_file[i]]
+        if file.left_out:
+            named[f"entry {i} of the output"] = reason
+            continue
         named[f"{file.path} frame {file.frame(i - int(first[of_file[i]]))}"] = reason
     return named
 
 
-def _warnings(report: ConversionReport, s: Statistics, differ: int) -> list[str]:
-    def median(name: str) -> float:
-        return report.ranges.get(name, {}).get("median", np.nan)
+def suspicions(ranges: dict[str, dict[str, Any]], s: Statistics) -> list[str]:
+    """Say what numbers look as if they had other units or another sign than assumed."""
 
-    n = report.kept
+    def median(name: str) -> float:
+        return ranges.get(name, {}).get("median", np.nan)
+
+    follows = s.stress_follows_volume()
     found: list[tuple[bool, str]] = [
-        (report.dropped > 0, f"{report.dropped} of {report.read} frames were dropped"),
-        (differ > 0, f"{differ} geometries occur more than once with different energies"),
-        (bool(report.overlaps), "inputs share structures: they are no independent splits"),
-        (
-            len(report.inputs) > MAX_COMPARED_INPUTS,
-            f"more than {MAX_COMPARED_INPUTS} inputs: their overlap was not counted pair by pair",
-        ),
         (
             median("largest stress") > HIGH_STRESS,
             f"half of the stresses exceed 100 GPa (median {median('largest stress'):.3g} eV/Å³): "
             "are they in GPa or kbar?",
+        ),
+        (
+            follows is not None and follows < OPPOSITE,
+            f"stress falls when the volume grows (correlation {follows or 0:.2f}): is its sign "
+            "opposite (compression positive)?",
         ),
         (
             median("largest force") > 10,
@@ -170,7 +187,25 @@ def _warnings(report: ConversionReport, s: Statistics, differ: int) -> list[str]
             "written with constraints applied? the true forces are lost there",
         ),
     ]
+    return [text for applies, text in found if applies]
+
+
+def _warnings(report: ConversionReport, s: Statistics, differ: int) -> list[str]:
+    n = report.kept
+    found: list[tuple[bool, str]] = [
+        (report.dropped > 0, f"{report.dropped} of {report.read} frames were dropped"),
+        (
+            report.damaged > 0,
+            f"{report.damaged} of {len(report.inputs)} inputs could not be read to their end",
+        ),
+        (differ > 0, f"{differ} geometries occur more than once with different energies"),
+        (bool(report.overlaps), "inputs share structures: they are no independent splits"),
+        (
+            len(report.inputs) > MAX_COMPARED_INPUTS,
+            f"more than {MAX_COMPARED_INPUTS} inputs: their overlap was not counted pair by pair",
+        ),
+    ]
     for label in ("energy", "forces", "stress"):
         with_label = report.labelled.get(label, 0)
         found.append((0 < with_label < n, f"{n - with_label} of {n} frames have no {label}"))
-    return [text for applies, text in found if applies]
+    return [text for applies, text in found if applies] + suspicions(report.ranges, s)
