@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlip.datasets.dataset import DatasetFacts
+from mlip.datasets.dataset import Dataset, DatasetFacts
+from mlip.datasets.folders import folder_files
+from mlip.datasets.formats.npz import SIZES_FILE, read_sizes
 from mlip.datasets.options import ReadOptions
+from mlip.datasets.read import find_reader
 from mlip.datasets.report import UNITS, suspicions
 from mlip.datasets.tally import LABELS, Tally
+from mlip.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -127,7 +131,7 @@ def draw_up(
     """Make the report from the counters."""
     from ase.data import chemical_symbols
 
-    s = tally.statistics
+    s, name = tally.statistics, Namer(files, tally, options)
     known = [file.entries if file.entries is not None else file.checked for file in files]
     report = CheckReport(
         files=list(files),
@@ -136,8 +140,8 @@ def draw_up(
         bad=tally.bad,
         bad_entries=tally.problems,
         sample=_sample_text(files, tally.done, limit, seed),
-        problems=[p for file in files for p in file.problems] + _size_tables(files, tally),
-        labels=_labels(files, tally),
+        problems=[p for file in files for p in file.problems] + _size_tables(files, tally, name),
+        labels=_labels(tally, name),
         ranges=s.ranges(),
         elements={
             chemical_symbols[z]: {"structures": s.element_frames[z], "atoms": s.element_atoms[z]}
@@ -149,9 +153,9 @@ def draw_up(
         values={k: dict(sorted(v.items())) for k, v in tally.values.items() if v},
         extras=dict(tally.extras.most_common()),
         not_kept=dict(tally.not_kept.most_common()),
-        names=_names(files, tally),
-        duplicates=_duplicates(files, tally),
-        outliers={_name(files, tally, i): why for i, why in s.outliers().items()},
+        names=_names(tally, name),
+        duplicates=_duplicates(tally, name),
+        outliers={name(i): why for i, why in s.outliers().items()},
         energy=_energy(files, tally, options),
         relaxation_frame=_common([f.facts.relaxation_frame for f in files if f.facts]),
         neighbors=_neighbors(tally),
@@ -161,9 +165,28 @@ def draw_up(
     return report
 
 
-def _name(files: Sequence[CheckedFile], tally: Tally, index: int) -> str:
-    file = files[tally.statistics.files()[index]]
-    return f"{file.path} entry {tally.frames()[index]}"
+class Namer:
+    """Name good structures by their number in the tally, as the reader of their file does."""
+
+    def __init__(self, files: Sequence[CheckedFile], tally: Tally, options: ReadOptions) -> None:
+        self._files = files
+        self._places = tally.statistics.files(), tally.frames()
+        self._options = options
+        self._open: dict[int, Dataset] = {}
+
+    def __call__(self, index: int) -> str:
+        """Name a structure."""
+        return self.place(int(self._places[0][index]), int(self._places[1][index]))
+
+    def place(self, file: int, frame: int) -> str:
+        """Name the entry at a place of a file."""
+        path = Path(self._files[file].path)
+        reader = find_reader(path)
+        if reader.open is None:
+            return f"{path} frame {frame}"
+        if file not in self._open:
+            self._open = {file: reader.open(path, self._options)}
+        return self._open[file].name(frame)
 
 
 def _sample_text(files: Sequence[CheckedFile], done: int, limit: int | None, seed: int) -> str:
@@ -178,7 +201,7 @@ def _sample_text(files: Sequence[CheckedFile], done: int, limit: int | None, see
     return f"{done} entries: {' and '.join(x for x in (how, first) if x)}"
 
 
-def _labels(files: Sequence[CheckedFile], tally: Tally) -> dict[str, dict[str, Any]]:
+def _labels(tally: Tally, name: Namer) -> dict[str, dict[str, Any]]:
     n, found = len(tally.statistics), tally.statistics.labelled
     return {
         label: {
@@ -186,7 +209,7 @@ def _labels(files: Sequence[CheckedFile], tally: Tally) -> dict[str, dict[str, A
             "missing": n - found[label],
             "keys": dict(tally.label_keys[label].most_common()),
             "first_missing": [
-                f"{files[file].path} entry {frame}"
+                name.place(file, frame)
                 for file, frame in tally.missing[label][:EXAMPLES]
                 if found[label]
             ],
@@ -206,16 +229,16 @@ def _sizes(atoms: Any) -> dict[str, int]:
     }
 
 
-def _names(files: Sequence[CheckedFile], tally: Tally) -> dict[str, Any]:
+def _names(tally: Tally, name: Namer) -> dict[str, Any]:
     named, repeated, places = tally.named_twice()
-    examples = [_name(files, tally, i) for i in places[:EXAMPLES]]
+    examples = [name(i) for i in places[:EXAMPLES]]
     return {"named": named, "repeated": repeated, "first_repeated": examples}
 
 
-def _duplicates(files: Sequence[CheckedFile], tally: Tally) -> dict[str, Any]:
+def _duplicates(tally: Tally, name: Namer) -> dict[str, Any]:
     same, differ = tally.statistics.duplicates()
     groups = tally.statistics.same_geometry()[:EXAMPLES]
-    examples = [[_name(files, tally, int(i)) for i in members[:3]] for members in groups]
+    examples = [[name(int(i)) for i in members[:3]] for members in groups]
     return {"repeated": same, "different_energies": differ, "first": examples}
 
 
@@ -254,44 +277,48 @@ def _neighbors(tally: Tally) -> dict[str, Any] | None:
     }
 
 
-def _size_tables(files: Sequence[CheckedFile], tally: Tally) -> list[str]:
-    """Compare every ``metadata.npz`` beside the files with the entries that were read."""
+def _size_tables(files: Sequence[CheckedFile], tally: Tally, name: Namer) -> list[str]:
+    """Compare the ``metadata.npz`` of every folder whose files are all here with what was read."""
     problems: list[str] = []
-    folders = dict.fromkeys(Path(file.path).parent for file in files)
-    for folder in folders:
-        table = folder / "metadata.npz"
-        if table.is_file():
-            numbers = [i for i, file in enumerate(files) if Path(file.path).parent == folder]
-            problems += _size_table(table, numbers, files, tally)
+    for folder in dict.fromkeys(Path(file.path).parent for file in files):
+        numbers = [i for i, file in enumerate(files) if Path(file.path).parent == folder]
+        complete = all(files[i].entries is not None for i in numbers)
+        if complete and (folder / SIZES_FILE).is_file() and _is_whole(folder, files, numbers):
+            problems += _size_table(folder / SIZES_FILE, numbers, files, tally, name)
     return problems
 
 
-def _size_table(
-    table: Path, numbers: list[int], files: Sequence[CheckedFile], tally: Tally
-) -> list[str]:
+def _is_whole(folder: Path, files: Sequence[CheckedFile], numbers: list[int]) -> bool:
     try:
-        with np.load(table, allow_pickle=False) as arrays:
-            if "natoms" not in arrays.files:
-                return []
-            stated = np.asarray(arrays["natoms"])
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        return [f"{table}: cannot be read safely ({error}): remove it or write it again"]
-    lengths = [files[i].entries if files[i].entries is not None else files[i].checked
-               for i in numbers]  # fmt: skip
-    if stated.ndim != 1 or len(stated) != sum(lengths):
-        return [f"{table}: sizes of {stated.size} entries, but the files have {sum(lengths)}"]
-    starts = dict(zip(numbers, np.cumsum([0, *lengths]).tolist(), strict=False))
+        return folder_files(folder) == [Path(files[i].path) for i in numbers]
+    except DataError:
+        return False
+
+
+def _size_table(
+    table: Path, numbers: list[int], files: Sequence[CheckedFile], tally: Tally, name: Namer
+) -> list[str]:
+    lengths = [files[i].entries or 0 for i in numbers]
+    try:
+        stated, problems = read_sizes(table, sum(lengths))
+    except DataError as error:
+        return [str(error)]
+    if stated is None:
+        return problems
+    starts = np.zeros(len(files), dtype=np.int64)
+    starts[numbers] = np.cumsum(lengths) - lengths
     of_file, atoms = tally.statistics.files(), tally.statistics.column("atoms")
     here = np.flatnonzero(np.isin(of_file, numbers))
-    offsets = np.array([starts[i] for i in of_file[here].tolist()], dtype=np.int64)
-    wrong = here[stated[offsets + tally.frames()[here]] != atoms[here]]
+    claimed = stated[starts[of_file[here]] + tally.frames()[here]]
+    wrong = np.flatnonzero(claimed != atoms[here])
     if not len(wrong):
         return []
-    i = int(wrong[0])
-    place = starts[int(of_file[i])] + int(tally.frames()[i])
+    order = np.array_equal(np.sort(claimed), np.sort(atoms[here]))
+    first = int(here[wrong[0]])
     return [
-        f"{table}: natoms is wrong for {len(wrong)} of {len(here)} entries: {stated[place]} for "
-        f"{_name(files, tally, i)}, which has {atoms[i]:.0f} atoms (edge counts?)"
+        f"{table}: natoms is wrong for {len(wrong)} of {len(here)} entries, for instance "
+        f"{claimed[wrong[0]]} for {name(first)}, which has {atoms[first]:.0f} atoms "
+        + ("(the same numbers in another order)" if order else "(edge counts?)")
     ]
 
 

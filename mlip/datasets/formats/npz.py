@@ -33,12 +33,9 @@ def verified_sizes(path: Path, dataset: Dataset) -> tuple[Array | None, list[str
     Raises:
         DataError: the table holds Python objects.
     """
-    try:
-        sizes = _read_natoms(path, len(dataset))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
-        return None, [f"{path}: cannot be read ({error}), it is not used"]
-    except _UnusableError as error:
-        return None, [f"{path}: {error}, it is not used"]
+    sizes, problems = read_sizes(path, len(dataset))
+    if sizes is None:
+        return None, problems
     wrong = _disagreement(sizes, dataset)
     if wrong is None:
         return sizes, []
@@ -47,6 +44,20 @@ def verified_sizes(path: Path, dataset: Dataset) -> tuple[Array | None, list[str
         f"{path}: natoms holds other numbers than the rows, e.g. row {i}: {stated} vs {found} "
         "atoms: edge counts? It is not used"
     ]
+
+
+def read_sizes(path: Path, count: int) -> tuple[Array | None, list[str]]:
+    """Read the number of atoms of ``count`` entries, or say why the table cannot be used.
+
+    Raises:
+        DataError: the table holds Python objects.
+    """
+    try:
+        return _read_natoms(path, count), []
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
+        return None, [f"{path}: cannot be read ({error}), it is not used"]
+    except _UnusableError as error:
+        return None, [f"{path}: {error}, it is not used"]
 
 
 class _UnusableError(Exception):
