@@ -31,8 +31,9 @@ def folder_files(folder: Path) -> list[Path]:
         others = {end: [p for p in files if p.suffix == end] for end in (".traj", ".db")}
         groups = {".extxyz": text, **others}
         found = {end: group for end, group in groups.items() if group}
-    if not found:
-        found = {".json": group for group in [[p for p in files if p.suffix == ".json"]] if group}
+    documents = [p for p in files if p.suffix == ".json"]
+    if not found and documents:
+        found = {".json": documents}
     if len(found) > 1:
         first = " and ".join(group[0].name for group in found.values())
         raise DataError(
