@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "Compare a potential with labelled structures.",
     "train": "Train a potential.",
     "convert": "Convert structures and labels to a native store, with a report.",
+    "check": "Report what a data set holds and what is wrong with it.",
     "info": "Show a potential's card, or versions and devices.",
     "demo": "Run the main job on what ships: relax, simulate, compare, train.",
 }

@@ -1,4 +1,4 @@
-"""The command ``mlip convert``: data files of any known format into one store."""
+"""The command ``mlip convert``: data files of any known format into one data set."""
 
 from __future__ import annotations
 
@@ -7,52 +7,78 @@ from typing import Annotated
 
 import typer
 
+from mlip.cli.conversion import (
+    EnergyConventionOption,
+    OverwriteOption,
+    ReportOption,
+    ResumeOption,
+    ShardSizeOption,
+    WorkersOption,
+    run_conversion,
+)
+
 
 def convert(
     inputs: Annotated[
-        list[str], typer.Argument(help="Files or patterns: extxyz(.xz), traj, db, OUTCAR, ...")
+        list[str],
+        typer.Argument(
+            help="Files, folders or patterns: OC20 .lmdb, .aselmdb, extxyz(.xz), MPtrj .json, ASE "
+            ".db and .traj, OUTCAR, ..."
+        ),
     ],
-    output: Annotated[Path, typer.Argument(help="NAME.lmdb (store) or NAME.extxyz (text)")],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help="NAME.lmdb (store), NAME.aselmdb (fairchem), NAME.extxyz (text), or a folder "
+            "with --shard-size"
+        ),
+    ],
+    energy_convention: EnergyConventionOption = None,
+    is2re: Annotated[
+        str | None,
+        typer.Option(help="Frame of IS2RE entries: initial or relaxed", metavar="FRAME"),
+    ] = None,
     energy_key: Annotated[str | None, typer.Option(help="Key of the total energy, eV")] = None,
     forces_key: Annotated[str | None, typer.Option(help="Key of the forces, eV/Å")] = None,
     stress_key: Annotated[
         str | None, typer.Option(help="Key of the stress, eV/Å³, tension positive")
     ] = None,
     virial_key: Annotated[str | None, typer.Option(help="Key of the virial, eV")] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the report here (JSON)")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output")] = False,
+    workers: WorkersOption = 0,
+    shard_size: ShardSizeOption = None,
+    policy: Annotated[
+        str, typer.Option(help="Bad frames and files: skip (and report) or raise (stop)")
+    ] = "skip",
+    quarantine: Annotated[
+        Path | None, typer.Option(help="List what was skipped here (tab-separated)")
+    ] = None,
+    report: ReportOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     allow_unlabelled: Annotated[
         bool, typer.Option("--allow-unlabelled", help="Accept data without any label")
     ] = False,
 ) -> None:
-    """Convert data files into one store and print a report; exit code 1 if frames were dropped."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    """Convert data files into one data set and print a report.
 
+    Bad frames and files are left out and reported; the exit code is then 1.
+    """
     from mlip.datasets.convert import convert as run
     from mlip.datasets.labels import LabelKeys
-    from mlip.files import atomic_write
+    from mlip.datasets.options import ReadOptions
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading")
-
-        def show(path: Path, read: int, dropped: int) -> None:
-            progress.update(task, description=f"{path.name}: {read} frames, {dropped} dropped")
-
-        result = run(
-            inputs,
-            output,
-            keys=LabelKeys(energy_key, forces_key, stress_key, virial_key),
-            resume=resume,
-            overwrite=overwrite,
-            allow_unlabelled=allow_unlabelled,
-            on_frame=show,
-        )
-    Console().print(result)
-    if report is not None:
-        with atomic_write(report, "w") as file:
-            file.write(result.to_json())
-    if result.dropped:
-        raise typer.Exit(1)
+    keys = LabelKeys(energy_key, forces_key, stress_key, virial_key)
+    run_conversion(
+        run,
+        inputs,
+        output,
+        report=report,
+        options=ReadOptions(keys, energy_convention, is2re),  # type: ignore[arg-type]
+        workers=workers,
+        shard_size=shard_size,
+        policy="quarantine" if quarantine and policy == "skip" else policy,
+        quarantine=quarantine,
+        resume=resume,
+        overwrite=overwrite,
+        allow_unlabelled=allow_unlabelled,
+    )

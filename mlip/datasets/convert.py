@@ -1,222 +1,195 @@
-"""Convert any known files into one store (or extxyz), frame by frame, resumably, with a report."""
+"""Convert any known files into one data set: resumable, checked, shared by processes, reported."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import get_args
 
-from mlip.datasets.labels import LabelKeys
+import orjson
+
+from mlip.datasets.account import Account, write_quarantine
+from mlip.datasets.chunks import Chunk, Job, list_tasks
+from mlip.datasets.journal import Journal, chunk_record
 from mlip.datasets.options import ReadOptions
-from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file
-from mlip.datasets.report import ConversionReport, InputFile, make_report
-from mlip.datasets.statistics import Statistics
-from mlip.datasets.structure import Structure
-from mlip.datasets.writer import StructureWriter
+from mlip.datasets.outputs import Output, encoder, open_output
+from mlip.datasets.parallel import WorkerDiedError, read_chunks
+from mlip.datasets.policy import Policy
+from mlip.datasets.read import PathLike, expand
+from mlip.datasets.report import ConversionReport
+from mlip.datasets.sources import inspect_sources
+from mlip.datasets.structure import Array, Structure
+from mlip.datasets.writer import partial_name
 from mlip.errors import DataError, InputError
-from mlip.files import atomic_write
 
-PROBLEMS_KEPT = 100
-EXTXYZ = frozenset({".extxyz", ".xyz"})
-
-OnFrame = Callable[[Path, int, int], None]
-
-
-class Sink(Protocol):
-    """Where converted structures go."""
-
-    def append(self, structure: Structure, progress: dict[str, Any]) -> None:
-        """Take one more structure."""
+OnFrames = Callable[[Path, int, int], None]
+Accept = Callable[[Structure], str | None]
 
 
 def convert(
     inputs: PathLike | Sequence[PathLike],
     output: PathLike,
     *,
-    keys: LabelKeys | None = None,
+    options: ReadOptions | None = None,
+    workers: int = 0,
+    shard_size: int | None = None,
+    policy: Policy = "skip",
+    quarantine: PathLike | None = None,
     resume: bool = False,
     overwrite: bool = False,
     allow_unlabelled: bool = False,
-    on_frame: OnFrame | None = None,
+    selected: Sequence[Array] | None = None,
+    accept: Accept | None = None,
+    on_frames: OnFrames | None = None,
 ) -> ConversionReport:
-    """Convert files that :func:`mlip.datasets.read.iterate_file` reads into one store.
+    """Convert files that :func:`mlip.datasets.read.iterate_file` reads into one data set.
 
-    A frame with bad content is dropped and reported. Nothing appears under the name of the output
-    unless the whole conversion succeeds.
+    Nothing appears under the name of the output unless the whole conversion succeeds. The output
+    is the same, byte for byte, whatever the number of workers and however often it was resumed.
 
     Args:
-        inputs: files or patterns, read in this order.
-        output: ``*.lmdb`` for the native store; ``*.extxyz`` or ``*.xyz`` for text (8 decimals).
-        keys: keys of the labels, where the usual names do not fit.
-        resume: continue an interrupted conversion of the same inputs (store only).
+        inputs: files, folders or patterns, read in this order.
+        output: ``NAME.lmdb`` for the native store, ``NAME.aselmdb`` for an ASE database that
+            fairchem reads, ``NAME.extxyz`` or ``NAME.xyz`` for text (energies exact, numbers of
+            the atoms with 8 decimals); with ``shard_size`` the name of a folder.
+        options: label keys, and what OC20-style energies and IS2RE frames are meant to be.
+        workers: processes that read, check and encode beside this one.
+        shard_size: write a folder of files with this many structures each (the last may have
+            fewer) and a manifest; its suffix chooses their kind, no suffix means the store.
+        policy: what happens to bad frames and files: ``"skip"`` leaves them out and reports them,
+            ``"quarantine"`` also lists all of them in a file, ``"raise"`` stops at the first.
+        quarantine: the file for that list (tab-separated: file, entry, reason).
+        resume: continue an interrupted conversion of the same inputs (not text).
         overwrite: replace an existing output.
         allow_unlabelled: accept inputs without any label.
-        on_frame: called after each frame with its file, frames read and frames dropped so far.
+        selected: for each input the frames that are wanted, [n] True or False.
+        accept: says why a structure is left out on purpose, None if it is wanted; a module-level
+            function or an object that can be pickled where there are workers.
+        on_frames: called after each chunk of frames with its file, and the frames read and
+            dropped so far.
 
     Raises:
-        DataError: a file is missing, unknown or damaged; no frame is usable, none has a label, or
-            none has a key that was named; the inputs changed before a resume.
-        MlipError: the output cannot be written.
+        DataError: a file is missing; what its energies or frames are has to be said; nothing is
+            usable, nothing has a label, or nothing has a key that was named; the inputs changed
+            before a resume; with ``"raise"``, a bad frame or file.
+        InputError: options that contradict each other.
+        MlipError: the output cannot be written, or a worker died.
     """
-    files, target = expand(inputs), Path(output)
-    for file in files:
-        find_reader(file)
-        if target.exists() and file.samefile(target):
-            raise DataError(f"{file} is both input and output: choose another name")
-    job = _Job(files, keys or LabelKeys(), on_frame)
-    with ExitStack() as stack:
-        if target.suffix in EXTXYZ:
-            if resume:
-                raise InputError(f"{target}: only a store (.lmdb) can be resumed")
-            job.run(stack.enter_context(_ExtxyzWriter(target, overwrite)))
+    if policy not in get_args(Policy):
+        raise InputError(f"policy is {policy!r}, expected {', '.join(get_args(Policy))}")
+    if workers < 0:
+        raise InputError(f"the number of workers is {workers}, expected 0 or more")
+    if (policy == "quarantine") != (quarantine is not None):
+        raise InputError("name a file for the list with the policy 'quarantine', and only then")
+    files, target, options = expand(inputs), Path(output), options or ReadOptions()
+    _keep_apart(files, target)
+    sources = inspect_sources(files, options)
+    account = Account(files, sources)
+    job = Job(
+        tuple(files),
+        sources.lengths,
+        options,
+        encoder(target),
+        None if selected is None else tuple(selected),
+        accept,
+    )
+    digest = _digest(job, target, shard_size)
+    journal = Journal(_journal_path(target), digest, resume=resume, overwrite=overwrite)
+    try:
+        if _was_finished(journal, target):
+            for record in journal.records():
+                account.add(record)
         else:
-            writer = StructureWriter(target, resume=resume, overwrite=overwrite)
-            stack.enter_context(writer)
-            job.restore(writer)
-            job.run(writer)
-            writer.metadata = job.provenance()
-        job.check(allow_unlabelled)
-        return job.report(target)
-
-
-class _Job:
-    """State of one conversion; ``state`` is what a resumed run needs, JSON-able."""
-
-    def __init__(self, files: list[Path], keys: LabelKeys, on_frame: OnFrame | None) -> None:
-        self.files = files
-        self.keys = keys
-        self.on_frame = on_frame
-        self.statistics = Statistics()
-        self.dropped = 0
-        self.inputs = [InputFile(str(file)) for file in files]
-        self.state: dict[str, Any] = {
-            "job": self._fingerprint(),
-            "inputs": [asdict(file) for file in self.inputs],
-            "problems": [],
-            "label_keys": {},
-            "not_kept": {},
-            "hints": [],
-        }
-
-    def restore(self, writer: StructureWriter) -> None:
-        """Take up the state of an interrupted run from a partial store."""
-        if not writer.progress:
-            return
-        if writer.progress["job"] != self.state["job"]:
-            raise DataError(
-                f"{writer.partial} was begun with other inputs or keys (or the inputs changed "
-                "since): start again with --overwrite"
-            )
-        self.state = writer.progress
-        self.inputs = [InputFile(**file) for file in self.state["inputs"]]
-        self.dropped = sum(len(file.dropped) for file in self.inputs)
-        index = 0
-        for number, file in enumerate(self.inputs):
-            for _ in range(file.kept):
-                self.statistics.add(writer.read_committed(index), number)
-                index += 1
-
-    def run(self, sink: Sink) -> None:
-        """Read all inputs from where the state stands and hand on what is usable."""
-        for number, path in enumerate(self.files):
-            file = self.inputs[number]
-            done = file.kept + len(file.dropped)
-            for entry in iterate_file(path, ReadOptions(self.keys), done):
-                self._take(entry, number, sink)
-                if self.on_frame is not None:
-                    self.on_frame(path, self.dropped + len(self.statistics), self.dropped)
-
-    def check(self, allow_unlabelled: bool) -> None:
-        """Refuse a result that is of no use."""
-        hints = ", ".join(self.state["hints"]) or "none"
-        if not len(self.statistics):
-            first = self.state["problems"][0] if self.state["problems"] else "no frames"
-            raise DataError(f"no frame of the input is usable; the first problem: {first}")
-        if not self.state["label_keys"] and not allow_unlabelled:
-            raise DataError(
-                f"none of the {len(self.statistics)} frames has an energy, forces or stress; "
-                f"numbers found under other keys: {hints}; name the right ones (--energy-key, "
-                "--forces-key, --stress-key, --virial-key)"
-            )
-        for label, key in self.keys.named().items():
-            found = self.state["label_keys"].get("stress" if label == "virial" else label, {})
-            if not any(name.rpartition(" (")[0] == key for name in found):
-                raise DataError(
-                    f"no frame has the {label} key {key!r}; numbers found under other keys: {hints}"
-                )
-
-    def provenance(self) -> dict[str, Any]:
-        """Give what the store says about its origin."""
-        sources = [{"name": Path(f.path).name, "structures": f.kept} for f in self.inputs]
-        return {"sources": sources, "label_keys": self.state["label_keys"]}
-
-    def report(self, output: Path) -> ConversionReport:
-        """Draw up the report."""
-        s = self.state
-        return make_report(
-            str(output), self.inputs, s["problems"], s["label_keys"], s["not_kept"], self.statistics
-        )
-
-    def _take(self, entry: Entry, number: int, sink: Sink) -> None:
-        """Count one frame and, if it is usable, hand it on together with the new state."""
-        file, record = self.inputs[number], self.state["inputs"][number]
-        problem = entry.problem
-        if entry.structure is not None:
+            place = open_output(target, shard_size, resume=resume, overwrite=overwrite)
+            if sources.energy_convention is not None:
+                place.metadata["energy_convention"] = sources.energy_convention
             try:
-                self.statistics.add(entry.structure, number)
-            except InputError as error:
-                problem = f"{entry.name}: {error}"
-        if problem is not None or entry.structure is None:
-            self.dropped += 1
-            file.dropped.append(entry.frame)
-            record["dropped"] = file.dropped
-            if len(self.state["problems"]) < PROBLEMS_KEPT:
-                self.state["problems"].append(problem)
-            return
-        file.kept += 1
-        record["kept"] = file.kept
-        for label, key in entry.used.items():
-            _increment(self.state["label_keys"].setdefault(label, {}), key)
-        for name in entry.not_kept:
-            _increment(self.state["not_kept"], name)
-        new_hints = [h for h in entry.hints if h not in self.state["hints"]]
-        self.state["hints"] = [*self.state["hints"], *new_hints][:20]
-        sink.append(entry.structure, self.state)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        facts = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in self.files]
-        return {"files": [list(fact) for fact in facts], "keys": asdict(self.keys)}
+                _resume(journal, account, place)
+                _fill(place, journal, account, job, workers, policy, on_frames)
+                account.check(options.keys, allow_unlabelled)
+                if quarantine is not None:
+                    write_quarantine(Path(quarantine), files, journal.records())
+                journal.end()
+                place.finish(account.metadata(), account.n_atoms())
+            except BaseException as error:
+                place.abort(keep_partial=_worth_keeping(error, resume))
+                raise
+    except BaseException:
+        journal.close(remove=not partial_name(target).exists())
+        raise
+    journal.close(remove=True)
+    return account.report(target)
 
 
-def _increment(counts: dict[str, int], key: str) -> None:
-    counts[key] = counts.get(key, 0) + 1
+def _keep_apart(files: Sequence[Path], target: Path) -> None:
+    for file in files:
+        if target.exists() and file.exists() and target.samefile(file):
+            raise DataError(f"{file} is both input and output: choose another name")
+        if target.is_dir() and target.resolve() in file.resolve().parents:
+            raise DataError(f"the input {file} lies in the output folder: choose another name")
 
 
-class _ExtxyzWriter(AbstractContextManager["_ExtxyzWriter"]):
-    """Write structures as extxyz text that takes its name at the end."""
+def _digest(job: Job, target: Path, shard_size: int | None) -> str:
+    """Identify a conversion: a resumed one has to be the same."""
+    facts = [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in job.files]
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(orjson.dumps([facts, asdict(job.options), target.suffix, shard_size]))
+    digest.update(repr(job.accept).encode())
+    for mask in job.selected or ():
+        digest.update(mask.tobytes())
+    return digest.hexdigest()
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
-        if path.exists() and not overwrite:
-            raise DataError(f"{path} exists: choose another name or allow overwriting it")
-        self._opened = atomic_write(path, "w")
 
-    def append(self, structure: Structure, progress: dict[str, Any]) -> None:  # noqa: ARG002
-        """Write one frame."""
-        from ase.io.extxyz import write_extxyz
+def _journal_path(target: Path) -> Path:
+    return target.with_name(partial_name(target).name + ".journal")
 
-        write_extxyz(self._file, [structure.to_atoms()])
 
-    def __enter__(self) -> Self:
-        self._file = self._opened.__enter__()
-        return self
+def _was_finished(journal: Journal, target: Path) -> bool:
+    """Tell whether an earlier run was killed after the output took its name."""
+    return journal.ended and target.exists() and not partial_name(target).exists()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._opened.__exit__(kind, error, trace)
+
+def _resume(journal: Journal, account: Account, place: Output) -> None:
+    """Take up what an interrupted run made safe; the output decides how much that is."""
+    if len(place) and not journal.resumed:
+        raise DataError(
+            f"{journal.path} is missing, the partial output cannot be continued without it: "
+            "start again with --overwrite"
+        )
+    for record in journal.restore(len(place)):
+        account.add(record)
+
+
+def _fill(
+    place: Output, journal: Journal, account: Account, job: Job, workers: int, policy: Policy,
+    on_frames: OnFrames | None,
+) -> None:  # fmt: skip
+    """Read what is missing and hand it on, chunk by chunk."""
+    tasks = list_tasks(job.lengths, account.place)
+    with closing(read_chunks(job, tasks, workers)) as chunks:
+        for chunk in chunks:
+            if policy == "raise":
+                _refuse(chunk)
+            safe = len(place) - account.kept  # structures of this chunk that are there already
+            for data, n_atoms in list(zip(chunk.entries, chunk.atoms, strict=True))[safe:]:
+                place.append_encoded(data, n_atoms)
+            record = chunk_record(chunk)
+            journal.append(record)
+            account.add(record)
+            if on_frames is not None:
+                on_frames(job.files[chunk.file], account.read, account.dropped)
+
+
+def _refuse(chunk: Chunk) -> None:
+    if chunk.bad:
+        raise DataError(f"{chunk.bad[0][1]} (to leave bad frames out: --policy skip)")
+    if chunk.damage is not None:
+        raise DataError(f"{chunk.damage} (to leave bad files out: --policy skip)")
+
+
+def _worth_keeping(error: BaseException, resume: bool) -> bool:
+    """Tell whether what was written is of use: asked for, Ctrl-C, or no fault of the data."""
+    return resume or isinstance(error, WorkerDiedError) or not isinstance(error, Exception)

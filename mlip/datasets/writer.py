@@ -249,7 +249,7 @@ class StructureWriter(LmdbWriter):
         self._hash = bytes.fromhex(stored.get("content_hash", ""))
         self.complete = stored["complete"]
         self.metadata = {**stored["user"], **self.metadata}
-        self.progress = json.loads(transaction.get(PROGRESS_KEY, b"{}"))
+        self.progress = json.loads(bytes(transaction.get(PROGRESS_KEY, b"{}")))
 
     def _put(self, transaction: lmdb.Transaction, complete: bool) -> None:
         content = self._hash

@@ -28,6 +28,7 @@ from mlip.cli.app import app
 from mlip.datasets import writer as store_module
 from mlip.datasets.convert import convert
 from mlip.datasets.labels import LabelKeys
+from mlip.datasets.options import ReadOptions
 from mlip.datasets.statistics import geometry_hash, nearest_distance
 from mlip.datasets.store import StructureStore
 from mlip.datasets.structure import Structure
@@ -199,7 +200,9 @@ def test_no_labels_at_all_is_an_error_with_a_hint(tmp_path: Path) -> None:
     frames = [Atoms("H", info={"my_E": -1.0}) for _ in range(3)]
     ase.io.write(tmp_path / "a.extxyz", frames)
     failing(tmp_path, r"none of the 3 frames has.*my_E \(info\).*--energy-key")
-    report = convert(tmp_path / "a.extxyz", tmp_path / "o.lmdb", keys=LabelKeys(energy="my_E"))
+    report = convert(
+        tmp_path / "a.extxyz", tmp_path / "o.lmdb", options=ReadOptions(LabelKeys(energy="my_E"))
+    )
     assert report.label_keys == {"energy": {"my_E (info)": 3}}
     convert(tmp_path / "a.extxyz", tmp_path / "p.lmdb", allow_unlabelled=True)
     assert StructureStore(tmp_path / "p.lmdb")[0].energy is None
@@ -213,20 +216,34 @@ def test_unusable_inputs_leave_nothing(tmp_path: Path) -> None:
     path.write_text("0\nenergy=1\n")
     failing(tmp_path, "no frame of the input is usable; the first problem: .*no atoms")
     path.write_text("1\nenergy=1\nH 0 0 0\n")
-    failing(tmp_path, "no frame has the forces key 'F'", keys=LabelKeys(forces="F"))
+    failing(tmp_path, "no frame has the forces key 'F'", options=ReadOptions(LabelKeys(forces="F")))
     path.write_text("some text\n")
     failing(tmp_path, "no frame of the input is usable")
     with pytest.raises(DataError, match="both input and output"):
         convert(path, path)
 
 
-def test_interrupted_download_is_an_error(tmp_path: Path, emt_frames: list[Atoms]) -> None:
+def test_interrupted_download_costs_what_is_behind_the_break(
+    tmp_path: Path, emt_frames: list[Atoms]
+) -> None:
     ase.io.write(tmp_path / "b.extxyz", emt_frames)
     packed = lzma.compress((tmp_path / "b.extxyz").read_bytes())
-    (tmp_path / "a.extxyz.xz").write_bytes(packed[: len(packed) // 2])
-    with pytest.raises(DataError, match=r"a.extxyz.xz: the file ends early.*fetch it again"):
-        convert(tmp_path / "a.extxyz.xz", tmp_path / "o.lmdb")
-    assert not (tmp_path / "o.lmdb").exists()
+    cut, empty, whole = (tmp_path / name for name in ("a.extxyz.xz", "e.traj", "b.extxyz"))
+    cut.write_bytes(packed[: len(packed) // 2])
+    empty.touch()
+    report = convert([cut, empty, whole], tmp_path / "o.lmdb")
+    assert 0 < report.inputs[0].kept < 6
+    assert report.inputs[2].kept == 6
+    assert (report.damaged, report.dropped) == (1, 1)
+    assert "the file ends early" in report.problems[0]
+    assert report.inputs[1].damage == report.problems[1]
+    assert "e.traj: the file is empty" in report.problems[1]
+    assert "1 of 3 inputs could not be read to their end" in report.warnings
+    assert len(StructureStore(tmp_path / "o.lmdb")) == report.kept
+    for bad, message in ((cut, "the file ends early.*fetch it again"), (empty, "empty")):
+        with pytest.raises(DataError, match=message):
+            convert([whole, bad], tmp_path / "p.lmdb", policy="raise")
+    assert not (tmp_path / "p.lmdb").exists()
 
 
 def test_full_disk_leaves_nothing(tmp_path: Path, in_child: InChild) -> None:
@@ -286,14 +303,13 @@ def test_resume_of_another_job_is_refused(tmp_path: Path, emt_frames: list[Atoms
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        convert(tmp_path / "a.traj", tmp_path / "o.lmdb", on_frame=stop)
-    with store_module.StructureWriter(tmp_path / "x.lmdb", resume=True) as writer:
-        writer.append(Structure([1], np.zeros((1, 3))), {"job": "another"})
-        writer.flush()
-        (tmp_path / "o.lmdb.partial").write_bytes(writer.partial.read_bytes())
-    with pytest.raises(DataError, match="begun with other inputs or keys"):
+        convert(tmp_path / "a.traj", tmp_path / "o.lmdb", on_frames=stop)
+    with pytest.raises(DataError, match="begun with other inputs or options"):
         convert(tmp_path / "b.traj", tmp_path / "o.lmdb", resume=True)
-    with pytest.raises(InputError, match="only a store"):
+    (tmp_path / "o.lmdb.partial").unlink()
+    with pytest.raises(DataError, match="left from an interrupted run"):
+        convert(tmp_path / "a.traj", tmp_path / "o.lmdb")
+    with pytest.raises(InputError, match="text cannot be resumed"):
         convert(tmp_path / "b.traj", tmp_path / "o.extxyz", resume=True)
     convert(tmp_path / "b.traj", tmp_path / "o.lmdb", overwrite=True)
     assert len(StructureStore(tmp_path / "o.lmdb")) == 3

@@ -1,0 +1,193 @@
+"""Read, check and encode the frames of a conversion in chunks, the same ones in any process.
+
+A chunk is a run of frames of one file. Where it ends depends on the files alone, not on how many
+processes share the work nor on where an interrupted run stopped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlip.datasets.options import ReadOptions
+from mlip.datasets.read import Entry, iterate_file
+from mlip.datasets.statistics import Statistics
+from mlip.datasets.structure import Array, Structure
+from mlip.errors import DataError, InputError
+
+CHUNK_FRAMES = 250
+CHUNK_BYTES = 16 * 2**20
+TASKS_PER_FILE = 200  # of formats with random access, which several processes can share
+LONGEST_TASK = 8000  # frames
+HINTS = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process of a conversion needs to know.
+
+    Attributes:
+        files: inputs in their order.
+        lengths: frames of each input, None where the format only streams.
+        options: how to read them.
+        encode: gives the bytes of one structure as the output wants them.
+        selected: for each input the frames that are wanted, [n] True or False; all if left out.
+        accept: says why a structure is left out on purpose, None if it is wanted.
+    """
+
+    files: tuple[Path, ...]
+    lengths: tuple[int | None, ...]
+    options: ReadOptions
+    encode: Callable[[Structure], bytes]
+    selected: tuple[Array, ...] | None = None
+    accept: Callable[[Structure], str | None] | None = None
+
+
+class Task(NamedTuple):
+    """Frames of one input for one process: up to ``stop``, or to the end of the file."""
+
+    file: int
+    start: int
+    stop: int | None
+
+
+class Place(NamedTuple):
+    """Where a chunk begins: number of the input and frame."""
+
+    file: int = 0
+    frame: int = 0
+
+
+@dataclass
+class Chunk:
+    """What came of a run of frames of one input.
+
+    Attributes:
+        file: number of the input.
+        start: first frame.
+        frames: number of frames.
+        entries: bytes of the structures that are kept, in order.
+        atoms: their numbers of atoms.
+        bad: frame and reason of those that are not.
+        damage: why the file cannot be read further.
+        last: whether the input ends here.
+        record: everything that is counted: statistics, label keys, what was not kept, hints.
+    """
+
+    file: int
+    start: int
+    frames: int = 0
+    entries: list[bytes] = field(default_factory=list)
+    atoms: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    damage: str | None = None
+    last: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def list_tasks(lengths: Sequence[int | None], place: Place) -> Iterator[Task]:
+    """Divide the work from a place on; a place in the middle changes no later border."""
+    for file in range(place.file, len(lengths)):
+        start, length = (place.frame if file == place.file else 0), lengths[file]
+        if not length:
+            yield Task(file, start, length)
+            continue
+        size = CHUNK_FRAMES * min(
+            LONGEST_TASK // CHUNK_FRAMES, 1 + length // (TASKS_PER_FILE * CHUNK_FRAMES)
+        )
+        while start < length:
+            stop = min(length, start - start % size + size)
+            yield Task(file, start, stop)
+            start = stop
+
+
+def read_task(job: Job, task: Task) -> Iterator[Chunk]:
+    """Give the chunks of a task; a damaged file ends with a chunk that says so."""
+    path, length = job.files[task.file], job.lengths[task.file]
+    collected = _Collector(job, task.file, task.start)
+    try:
+        for entry in _entries(path, job.options, task):
+            if collected.full:
+                yield collected.finish()
+                collected = _Collector(job, task.file, entry.frame)
+            collected.add(entry)
+    except DataError as error:
+        collected.chunk.damage = str(error)
+    collected.chunk.last = task.stop == length or collected.chunk.damage is not None
+    yield collected.finish()
+
+
+def _entries(path: Path, options: ReadOptions, task: Task) -> Iterator[Entry]:
+    if task.stop == 0:
+        raise DataError(f"{path}: there are no structures in this file")
+    count = None if task.stop is None else task.stop - task.start
+    return islice(iterate_file(path, options, task.start), count)
+
+
+class _Collector:
+    """Fill one chunk."""
+
+    def __init__(self, job: Job, file: int, start: int) -> None:
+        self.chunk = Chunk(file, start)
+        self._job = job
+        self._bytes = 0
+        self._statistics = Statistics()
+        self._labels: dict[str, Counter[str]] = {}
+        self._not_kept: Counter[str] = Counter()
+        self._left_out: Counter[str] = Counter()
+        self._hints: dict[str, None] = {}
+
+    @property
+    def full(self) -> bool:
+        """Tell whether the next frame belongs to another chunk."""
+        c = self.chunk
+        place = c.start + c.frames
+        return c.frames > 0 and (place % CHUNK_FRAMES == 0 or self._bytes >= CHUNK_BYTES)
+
+    def add(self, entry: Entry) -> None:
+        """Take the next frame."""
+        self.chunk.frames += 1
+        selected = self._job.selected
+        if selected is not None and not selected[self.chunk.file][entry.frame]:
+            self._left_out["not selected"] += 1
+            return
+        structure, problem = entry.structure, entry.problem
+        reason = structure and self._job.accept and self._job.accept(structure)
+        if reason:
+            self._left_out[reason] += 1
+            return
+        if structure is not None:
+            try:
+                self._statistics.add(structure)
+            except InputError as error:
+                structure, problem = None, f"{entry.name}: {error}"
+        if structure is None:
+            self.chunk.bad.append((entry.frame, problem or "unusable"))
+        else:
+            self._keep(structure, entry)
+
+    def _keep(self, structure: Structure, entry: Entry) -> None:
+        data = self._job.encode(structure)
+        self._bytes += len(data)
+        self.chunk.entries.append(data)
+        self.chunk.atoms.append(len(structure))
+        for label, key in entry.used.items():
+            self._labels.setdefault(label, Counter())[key] += 1
+        self._not_kept.update(entry.not_kept)
+        if len(self._hints) < HINTS:
+            self._hints.update(dict.fromkeys(entry.hints))
+
+    def finish(self) -> Chunk:
+        """Give the chunk with all that was counted."""
+        self.chunk.record = {
+            "statistics": self._statistics.to_record(),
+            "label_keys": {label: dict(counts) for label, counts in self._labels.items()},
+            "not_kept": dict(self._not_kept),
+            "left_out": dict(self._left_out),
+            "hints": list(self._hints),
+        }
+        return self.chunk
