@@ -20,7 +20,7 @@ from mlip.errors import DataError
 _LENGTH_BYTES = 8  # of the length of the header, before the header
 _MAX_HEADER = 1 << 16  # bytes; the largest that is written has about 800
 _ITEM_BYTES = {"F64": 8, "F32": 4, "I64": 8, "I8": 1, "U8": 1, "BOOL": 1}
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "I8": np.dtype("i1"),
     "U8": np.dtype("u1"), "BOOL": np.dtype("u1"),
 }  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -11,30 +13,32 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
-from mlip.datasets.encoding import DTYPES, read_layout
-from mlip.datasets.structure import MAX_ATOMIC_NUMBER, Array, Structure
-from mlip.errors import DataError, InputError
-from mlip.graph import AtomicGraph, neighbor_list
+from mlip.datasets.feed.columns import (
+    Columns,
+    Edges,
+    Names,
+    check_columns,
+    columns_of_bytes,
+    columns_of_structures,
+    neighbor_lists,
+)
+from mlip.datasets.structure import Array, Structure
+from mlip.graph import AtomicGraph
 
 _ALIGNMENT = 8
-_NAN, _ZERO = np.float64(np.nan).tobytes(), b"\0"
-_PERIODIC = b"\1\1\1"
-_PER_ATOM = {"positions": 3, "forces": 3, "numbers": 1, "fixed": 1, "tags": 1}
-_PER_GRAPH = {"cell": 9, "stress": 9, "energy": 1, "charge": 1, "spin": 1, "pbc": 3}
-_SCALARS = ("energy", "charge", "spin")
-_SMALL = ("numbers", "fixed", "pbc")
-_MISSING = {
-    "forces": ("F64", _NAN), "stress": ("F64", _NAN), "energy": ("F64", _NAN),
-    "charge": ("F64", _NAN), "spin": ("F64", _NAN), "fixed": ("BOOL", _ZERO), "tags": ("I8", _ZERO),
+_SMALL = ("numbers", "fixed", "pbc")  # one byte each
+_TORCH = {
+    "f8": torch.float64, "i8": torch.int64, "i4": torch.int32, "i2": torch.int16, "i1": torch.int8,
+    "u1": torch.uint8,
 }  # fmt: skip
-_NO_FILLER = ("", b"")
-_TORCH = {np.dtype(f"{kind}{size}"): getattr(torch, name) for kind, size, name in (
-    ("f", 8, "float64"), ("i", 8, "int64"), ("i", 4, "int32"), ("i", 2, "int16"), ("i", 1, "int8"),
-    ("u", 1, "uint8"),
-)}  # fmt: skip
+_FIELDS = (
+    "edge_index", "positions", "atomic_numbers", "cell", "pbc", "edge_shift", "cutoff", "truncated",
+    "energy", "forces", "stress", "charge", "spin", "tags", "fixed", "index",
+)  # fmt: skip
+_ATOM_FIELDS = ("positions", "atomic_numbers", "forces", "tags", "fixed")
 
-Columns = dict[str, Array]
-Edges = list[tuple[Array, Array]]
+
+Section = tuple[str, int, int]  # numpy's name of the type of an array, its first and last byte
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,17 @@ class FlatBatch:
 
     Attributes:
         buffer: all arrays one after the other, [bytes] uint8.
+        sections: where each array lies in the buffer.
         n_atoms: atoms of each structure.
-        n_edges: edges of each structure.
-        cutoff: Å, None if there are no neighbour lists.
-        layout: (name, data type, items) of each array in the buffer.
+        n_edges: edges of each structure, zeros without neighbour lists.
+        cutoff: Å, NaN if there are no neighbour lists.
     """
 
     buffer: Tensor
+    sections: dict[str, Section]
     n_atoms: tuple[int, ...]
     n_edges: tuple[int, ...]
-    cutoff: float | None
-    layout: tuple[tuple[str, str, int], ...]
+    cutoff: float
 
     def __len__(self) -> int:
         return len(self.n_atoms)
@@ -77,27 +81,8 @@ class FlatBatch:
         Raises:
             DataError: an entry is damaged or cannot have neighbours; the text names it.
         """
-        layouts = []
-        for data, index in zip(entries, indices, strict=True):
-            try:
-                layouts.append(read_layout(data))
-            except DataError as error:
-                raise DataError(f"{name(index)}: {error}") from None
-        n_atoms = tuple(layout.atoms for layout in layouts)
-        columns: Columns = {}
-        for field, width in (_PER_ATOM | _PER_GRAPH).items():
-            pieces, types = [], []
-            for data, layout in zip(entries, layouts, strict=True):
-                place = layout.fields.get(field)
-                if place is None:
-                    dtype, filler = _MISSING[field]
-                    types.append(dtype)
-                    pieces.append(filler * (width * (layout.atoms if field in _PER_ATOM else 1)))
-                else:
-                    types.append(place.dtype)
-                    pieces.append(data[place.begin : place.end])
-            columns[field] = _concatenated(pieces, types)
-        return cls._join(columns, n_atoms, indices, cutoff, name)
+        names = Names(indices, name)
+        return cls._join(*columns_of_bytes(entries, names), names, cutoff)
 
     @classmethod
     def from_structures(
@@ -108,61 +93,35 @@ class FlatBatch:
         name: Callable[[int], str] = "structure {}".format,
     ) -> Self:
         """Join structures of any data set; arguments and errors as for :meth:`from_bytes`."""
-        n_atoms = tuple(len(s) for s in structures)
-        columns: Columns = {}
-        for field, width in (_PER_ATOM | _PER_GRAPH).items():
-            values = [getattr(s, field) for s in structures]
-            filler = np.nan if _MISSING.get(field, _NO_FILLER)[0] == "F64" else 0
-            if field in _SCALARS:
-                columns[field] = np.array([filler if v is None else v for v in values], np.float64)
-                continue
-            for k, value in enumerate(values):
-                if value is None:
-                    values[k] = np.full(width * (n_atoms[k] if field in _PER_ATOM else 1), filler)
-            columns[field] = np.concatenate(values, axis=None)
-        return cls._join(columns, n_atoms, indices, cutoff, name)
+        return cls._join(*columns_of_structures(structures), Names(indices, name), cutoff)
 
     @classmethod
     def _join(
-        cls,
-        columns: Columns,
-        n_atoms: tuple[int, ...],
-        indices: Sequence[int],
-        cutoff: float | None,
-        name: Callable[[int], str],
+        cls, n_atoms: tuple[int, ...], columns: Columns, names: Names, cutoff: float | None
     ) -> Self:
-        _check(columns, n_atoms, indices, name)
-        not_bulk = ~columns["pbc"].reshape(-1, 3).astype(bool).all(axis=1)
-        if not_bulk.any():
-            columns["stress"] = columns["stress"].reshape(-1, 9).copy()
-            columns["stress"][not_bulk] = np.nan
-        edges = [] if cutoff is None else _edges(columns, n_atoms, indices, cutoff, name)
-        n_edges = tuple(len(shift) for _, shift in edges)
-        types = dict.fromkeys(columns, np.dtype(np.float64)) | dict.fromkeys(_SMALL, DTYPES["U8"])
-        types["tags"] = _smallest_type([columns["tags"]])
-        types["index"] = np.dtype(np.int64)
-        columns["index"] = np.asarray(indices)
-        sections = {field: (dtype, columns[field].size) for field, dtype in types.items()}
-        sections["edge_index"] = (np.dtype(np.int32), 2 * sum(n_edges))
-        sections["edge_shift"] = (_smallest_type([s for _, s in edges]), 3 * sum(n_edges))
-        layout = tuple((field, d.str[1:], n) for field, (d, n) in sections.items())
-        size = sum(_padded(dtype.itemsize * n) for dtype, n in sections.values())
-        flat = cls(torch.empty(size, dtype=torch.uint8), n_atoms, n_edges, cutoff, layout)
-        arrays = {field: tensor.numpy() for field, tensor in flat.fields().items()}
-        for field in types:
-            arrays[field][:] = columns[field].reshape(-1)
+        check_columns(columns, n_atoms, names)
+        bulk = columns["pbc"].reshape(-1, 3).min(axis=1) > 0
+        if not bulk.all():  # the stress of anything else is no label, as in structure_to_graph
+            columns["stress"] = np.where(bulk.repeat(9), columns["stress"].reshape(-1), np.nan)
+        edges: Edges = []
+        if cutoff is not None:
+            edges = neighbor_lists(columns, n_atoms, cutoff, names)
+        columns["index"] = np.asarray(names.indices, dtype=np.int64)
+        n_edges = tuple([len(shift) for _, shift in edges]) or (0,) * len(n_atoms)
+        sections, size = _plan(columns, edges, sum(n_edges))
+        buffer = np.empty(size, dtype=np.uint8)
+        arrays = {f: buffer[begin:end].view(kind) for f, (kind, begin, end) in sections.items()}
+        for field, column in columns.items():
+            arrays[field][:] = column.reshape(-1)
         _place_edges(edges, n_atoms, arrays["edge_index"].reshape(2, -1), arrays["edge_shift"])
-        return flat
+        tensor = torch.from_numpy(buffer)
+        return cls(tensor, sections, n_atoms, n_edges, np.nan if cutoff is None else cutoff)
 
-    def fields(self) -> dict[str, Tensor]:
-        """Give every array as a flat view of the buffer, of the type in which it travels."""
-        views, begin = {}, 0
-        for field, kind, items in self.layout:
-            dtype = np.dtype(kind)
-            end = begin + items * dtype.itemsize
-            views[field] = self.buffer[begin:end].view(_TORCH[dtype])
-            begin = _padded(end)
-        return views
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As bytes, not as a tensor: torch would open a shared file for each batch, which costs
+        # more than copying it and needs a large /dev/shm.
+        content = (self.sections, self.n_atoms, self.n_edges, self.cutoff)
+        return _received, (bytearray(self.buffer.numpy()), *content)
 
     def pin_memory(self, device: Any = None) -> Self:  # noqa: ARG002
         """Copy the buffer to pinned memory; called by torch's DataLoader."""
@@ -172,111 +131,87 @@ class FlatBatch:
         """Copy the buffer, and with it everything, to a device in one transfer."""
         return replace(self, buffer=self.buffer.to(device, non_blocking=non_blocking))
 
+    def array(self, field: str) -> Tensor:
+        """Give a flat view of an array in the buffer, of the type in which it travels."""
+        kind, begin, end = self.sections[field]
+        return self.buffer[begin:end].view(_TORCH[kind])
+
     def to_graph(self) -> Batch:
         """Widen to the batch that :func:`mlip.graph.batch_graphs` makes of single graphs.
 
         Nothing in it shares memory with the buffer. Without neighbour lists there are no edges
         and `cutoff` is NaN.
         """
-        views, count, total = self.fields(), len(self), sum(self.n_atoms)
-        device = self.buffer.device
-        offsets = torch.tensor([0, *self.n_atoms]).cumsum(0)
-        per_atom = torch.tensor(self.n_atoms)
-        cutoff = float("nan") if self.cutoff is None else self.cutoff
-        batch = Batch(
-            _base_cls=AtomicGraph,
-            positions=views["positions"].view(total, 3).clone(),
-            atomic_numbers=views["numbers"].long(),
-            cell=views["cell"].view(count, 3, 3).clone(),
-            pbc=views["pbc"].view(count, 3) != 0,
-            edge_index=views["edge_index"].view(2, -1).long(),
-            edge_shift=views["edge_shift"].view(-1, 3).long(),
-            cutoff=torch.full((count,), cutoff, dtype=torch.float64, device=device),
-            truncated=torch.zeros(count, dtype=torch.bool, device=device),
-            energy=views["energy"].clone(),
-            forces=views["forces"].view(total, 3).clone(),
-            stress=views["stress"].view(count, 3, 3).clone(),
-            charge=views["charge"].clone(),
-            spin=views["spin"].clone(),
-            tags=views["tags"].to(torch.int64, copy=True),
-            fixed=views["fixed"] != 0,
-            index=views["index"].clone(),
-        )
-        batch.batch = torch.repeat_interleave(per_atom).to(device)
-        batch.ptr = offsets.to(device)
+        count, total, device = len(self), sum(self.n_atoms), self.buffer.device
+        sizes = torch.tensor(self.n_atoms)
+        offsets = torch.tensor((0, *self.n_atoms)).cumsum(0)
+        batch = copy.copy(_empty_batch())
+        for field, tensor in {
+            "edge_index": self.array("edge_index").view(2, -1).long(),
+            "positions": self.array("positions").view(total, 3).clone(),
+            "atomic_numbers": self.array("numbers").long(),
+            "cell": self.array("cell").view(count, 3, 3).clone(),
+            "pbc": self.array("pbc").view(count, 3) != 0,
+            "edge_shift": self.array("edge_shift").view(-1, 3).long(),
+            "cutoff": torch.full((count,), self.cutoff, dtype=torch.float64, device=device),
+            "truncated": torch.zeros(count, dtype=torch.bool, device=device),
+            "energy": self.array("energy").clone(),
+            "forces": self.array("forces").view(total, 3).clone(),
+            "stress": self.array("stress").view(count, 3, 3).clone(),
+            "charge": self.array("charge").clone(),
+            "spin": self.array("spin").clone(),
+            "tags": self.array("tags").to(torch.int64, copy=True),
+            "fixed": self.array("fixed") != 0,
+            "index": self.array("index").clone(),
+            "num_nodes": total,
+            "batch": torch.repeat_interleave(sizes).to(device),
+            "ptr": offsets.to(device),
+        }.items():
+            batch._store[field] = tensor
         self._remember_parts(batch, offsets)
         return batch
 
     def _remember_parts(self, batch: Batch, offsets: Tensor) -> None:
         """Note where each graph begins, which ``to_data_list`` asks for."""
-        edges = torch.tensor([0, *(self.n_edges or [0] * len(self))]).cumsum(0)
         single, none = torch.arange(len(self) + 1), torch.zeros(len(self), dtype=torch.int64)
-        slices = dict.fromkeys((k for k in batch.keys() if k not in _NOT_SLICED), single)  # noqa: SIM118
-        for field in ("positions", "atomic_numbers", "forces", "tags", "fixed"):
-            slices[field] = offsets
-        slices["edge_index"] = slices["edge_shift"] = edges
-        batch._num_graphs = len(self)
-        batch._slice_dict = slices
-        batch._inc_dict = dict.fromkeys(slices, none) | {"edge_index": offsets[:-1]}
-        batch._store._num_nodes = list(self.n_atoms)
+        edges = torch.tensor((0, *self.n_edges)).cumsum(0)
+        slices = dict.fromkeys(_FIELDS, single) | dict.fromkeys(_ATOM_FIELDS, offsets)
+        store = batch._store
+        store._slice_dict = slices | {"edge_index": edges, "edge_shift": edges}
+        store._inc_dict = dict.fromkeys(_FIELDS, none) | {"edge_index": offsets[:-1]}
+        store._num_graphs = len(self)
+        store._num_nodes = list(self.n_atoms)
 
 
-_NOT_SLICED = ("num_nodes", "batch", "ptr")
+@cache
+def _empty_batch() -> Batch:
+    return Batch(_base_cls=AtomicGraph)
 
 
-def _padded(size: int) -> int:
-    return size + -size % _ALIGNMENT
+def _received(buffer: bytearray, *content: Any) -> FlatBatch:
+    return FlatBatch(torch.frombuffer(buffer, dtype=torch.uint8), *content)
 
 
-def _concatenated(pieces: list[bytes], types: list[str]) -> Array:
-    """Read pieces one after the other as one array."""
-    if len(set(types)) == 1:
-        return np.frombuffer(b"".join(pieces), DTYPES[types[0]])
-    return np.concatenate(
-        [np.frombuffer(p, DTYPES[t]) for p, t in zip(pieces, types, strict=True)]
-    )
+def _plan(columns: Columns, edges: Edges, n_edges: int) -> tuple[dict[str, Section], int]:
+    """Say where each array lies in the buffer, and how long that is."""
+    kinds = dict.fromkeys(columns, "f8") | dict.fromkeys(_SMALL, "u1") | {"index": "i8"}
+    kinds["tags"] = _smallest_kind([columns["tags"]])
+    items = {field: column.size for field, column in columns.items()}
+    kinds["edge_index"], items["edge_index"] = "i4", 2 * n_edges
+    kinds["edge_shift"], items["edge_shift"] = _smallest_kind([s for _, s in edges]), 3 * n_edges
+    sections, begin = {}, 0
+    for field, kind in kinds.items():
+        end = begin + items[field] * int(kind[1:])
+        sections[field] = (kind, begin, end)
+        begin = end + -end % _ALIGNMENT
+    return sections, begin
 
 
-def _check(
-    columns: Columns, n_atoms: Sequence[int], indices: Sequence[int], name: Callable[[int], str]
-) -> None:
-    """Refuse elements that do not exist and positions that are nowhere."""
-    numbers, positions = columns["numbers"], columns["positions"]
-    wrong = (numbers < 1) | (numbers > MAX_ATOMIC_NUMBER)
-    what = "an atomic number that is no element"
-    if not wrong.any():
-        wrong = ~np.isfinite(positions).reshape(-1, 3).all(axis=1)
-        what = "a position that is not finite"
-    if wrong.any():
-        k = int(np.searchsorted(np.cumsum(n_atoms), np.flatnonzero(wrong)[0], side="right"))
-        raise DataError(f"{name(indices[k])}: {what}: the entry is damaged")
-
-
-def _edges(
-    columns: Columns,
-    n_atoms: Sequence[int],
-    indices: Sequence[int],
-    cutoff: float,
-    name: Callable[[int], str],
-) -> Edges:
-    positions = columns["positions"].reshape(-1, 3)
-    cells, pbc = columns["cell"].reshape(-1, 3, 3), columns["pbc"].reshape(-1, 3)
-    found, begin = [], 0
-    for k, count in enumerate(n_atoms):
-        points = positions[begin : begin + count]
-        try:
-            found.append(neighbor_list(points, cells[k], pbc[k], cutoff))
-        except InputError as error:
-            raise DataError(f"{name(indices[k])}: {error}") from None
-        begin += count
-    return found
-
-
-def _smallest_type(arrays: Iterable[Array]) -> np.dtype[Any]:
-    """Give the shortest signed integer type that holds all values."""
-    largest = max((int(np.abs(array).max()) for array in arrays if array.size), default=0)
-    bits = next(b for b in (8, 16, 32, 64) if largest < 2 ** (b - 1))
-    return np.dtype(f"i{bits // 8}")
+def _smallest_kind(arrays: Sequence[Array]) -> str:
+    """Name the shortest signed integer type that holds all values."""
+    low = min((int(array.min()) for array in arrays if array.size), default=0)
+    high = max((int(array.max()) for array in arrays if array.size), default=0)
+    return next(f"i{n}" for n in (1, 2, 4, 8) if -(256**n) <= 2 * low and 2 * high < 256**n)
 
 
 def _place_edges(edges: Edges, n_atoms: Sequence[int], edge_index: Array, shift: Array) -> None:

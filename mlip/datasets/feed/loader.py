@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -48,25 +49,25 @@ def read_batch(dataset: Dataset, indices: Sequence[int], cutoff: float | None) -
 
 def _resolve(dataset: Dataset, index: int) -> tuple[Dataset, int]:
     """Find the data set below selections and concatenations that holds a structure."""
-    while True:
-        if isinstance(dataset, SelectedDataset):
-            dataset, index = dataset.base, int(dataset.indices[index])
-        elif isinstance(dataset, ConcatenatedDataset):
-            part, index = dataset.locate(index)
-            dataset = dataset.parts[part]
-        else:
-            return dataset, index
+    if isinstance(dataset, SelectedDataset):
+        return _resolve(dataset.base, int(dataset.indices[index]))
+    if isinstance(dataset, ConcatenatedDataset):
+        part, place = dataset.locate(index)
+        return _resolve(dataset.parts[part], place)
+    return dataset, index
 
 
 class GraphLoader:
     """Yields batches of graphs, pass after pass; made by :func:`make_loader`."""
 
-    def __init__(self, batches: DataLoader[FlatBatch | MlipError], device: torch.device) -> None:
-        self._batches = batches
+    def __init__(
+        self, groups: DataLoader[list[FlatBatch | MlipError]], device: torch.device
+    ) -> None:
+        self._groups = groups
         self._device = device
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self._widen, iter(self._batches))
+        return map(self._widen, chain.from_iterable(iter(self._groups)))
 
     def _widen(self, found: FlatBatch | MlipError) -> Batch:
         if isinstance(found, MlipError):
@@ -84,7 +85,7 @@ def make_loader(
     workers: int = 0,
     device: torch.device | str = "cpu",
     start_method: str | None = None,
-    prefetch: int = 2,
+    prefetch: int = 8,
 ) -> GraphLoader:
     """Give batches of graphs in the order of a sampler; neighbour lists are built on the way.
 
@@ -101,32 +102,34 @@ def make_loader(
         device: where the graphs are made. For a CUDA device batches are pinned, cross in one
             copy and are widened there.
         start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; None for Python's choice.
-        prefetch: batches that each worker reads ahead.
+        prefetch: batches that each worker reads ahead; half of them travel as one message, which
+            costs the main process less than single ones.
 
     Raises:
         DataError: while iterating, for an entry that cannot be used; names file and entry.
         InputError: an unknown start method.
     """
+    group = max(prefetch // 2, 1) if workers else 1
     known = multiprocessing.get_all_start_methods()
     if start_method is not None and start_method not in known:
         raise InputError(f"start method {start_method!r} is not one of {', '.join(known)}")
-    batches: DataLoader[Any] = DataLoader(
-        _Batches(dataset, cutoff),
-        sampler=_Order(sampler),
+    groups: DataLoader[Any] = DataLoader(
+        _Groups(dataset, cutoff),
+        sampler=_Order(sampler, group),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
         multiprocessing_context=start_method if workers else None,
         persistent_workers=workers > 0,
-        prefetch_factor=prefetch if workers else None,
+        prefetch_factor=2 if workers else None,
         pin_memory=torch.device(device).type == "cuda",
         generator=torch.Generator(),  # else the loader draws from the global generator
     )
-    return GraphLoader(batches, torch.device(device))
+    return GraphLoader(groups, torch.device(device))
 
 
-class _Batches(torch.utils.data.Dataset[Any]):
-    """Whole batches by their lists of places, as torch's DataLoader asks for them.
+class _Groups(torch.utils.data.Dataset[Any]):
+    """Groups of batches by their lists of places, as torch's DataLoader asks for them.
 
     Errors on purpose are handed over as values: torch would bury their text in a traceback.
     """
@@ -135,21 +138,26 @@ class _Batches(torch.utils.data.Dataset[Any]):
         self.dataset = dataset
         self.cutoff = cutoff
 
-    def __getitem__(self, indices: list[int]) -> FlatBatch | MlipError:
-        try:
-            return read_batch(self.dataset, indices, self.cutoff)
-        except MlipError as error:
-            return error
+    def __getitem__(self, group: list[list[int]]) -> list[FlatBatch | MlipError]:
+        found: list[FlatBatch | MlipError] = []
+        for indices in group:
+            try:
+                found.append(read_batch(self.dataset, indices, self.cutoff))
+            except MlipError as error:
+                return [*found, error]
+        return found
 
 
 class _Order(torch.utils.data.Sampler[Any]):
-    """A sampler without a length, which changes from epoch to epoch."""
+    """Groups of batches of a sampler; without a length, which changes from epoch to epoch."""
 
-    def __init__(self, sampler: Iterable[list[int]]) -> None:
+    def __init__(self, sampler: Iterable[list[int]], group: int) -> None:
         self.sampler = sampler
+        self.group = group
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.sampler)
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        batches = iter(self.sampler)
+        return iter(lambda: list(islice(batches, self.group)), [])
 
 
 def _unchanged(batch: Any) -> Any:

@@ -108,9 +108,7 @@ class EdgeBudgetSampler(Sampler[list[int]]):
         if count == 0:
             raise InputError("there are no structures to make batches of")
         if self.even and count < self.world_size:
-            raise InputError(
-                f"{count} training structures cannot feed {self.world_size} processes"
-            )
+            raise InputError(f"{count} training structures cannot feed {self.world_size} processes")
         for sizes, limit, what in (
             (self.n_edges, self.max_edges, "edges"),
             (self.n_atoms, self.max_atoms, "atoms"),
