@@ -12,7 +12,7 @@ import struct
 import threading
 import weakref
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import lmdb
 
@@ -22,7 +22,8 @@ _MAGIC = 0xBEEFC0DE
 _VERSION = 1
 _META_FLAG = 0x08
 _PAGE_SIZES = frozenset(2**k for k in range(9, 17))
-_NO_ROOT = 2**64 - 1
+NO_ROOT = 2**64 - 1
+MAX_DEPTH = 32  # levels of the tree of pages, as in LMDB itself
 # One meta page, 64-bit layout: page header (number, -, flags, -, -), then magic, version, address,
 # map size, two table records (page size or 0, flags, depth, 3 page counts, entries, root page),
 # last used page and transaction number.
@@ -30,11 +31,14 @@ _META = struct.Struct("<QHHHHIIQQ IHHQQQQQ IHHQQQQQ QQ")
 
 
 class MetaPage(NamedTuple):
-    """What one of the two meta pages says."""
+    """What one of the two meta pages says: layout, and the root page of the table of entries."""
 
     page_size: int
     last_page: int
     transaction: int
+    root: int
+    depth: int
+    entries: int
 
     @property
     def bytes_needed(self) -> int:
@@ -42,23 +46,43 @@ class MetaPage(NamedTuple):
 
 
 def check_lmdb_file(path: Path) -> MetaPage:
-    """Check with plain reads that LMDB can map a file without crashing; give its newest meta page.
+    """Check with plain reads that a file is a whole LMDB file; give its newest meta page.
 
     Raises:
         DataError: the file is missing, empty, no LMDB file, or shorter than its content.
     """
+    with open_lmdb_file(path) as file:
+        return newest_meta_page(path, file)
+
+
+def open_lmdb_file(path: Path) -> IO[bytes]:
+    """Open a file for plain reads, without a buffer.
+
+    Raises:
+        DataError: it is missing, no regular file, or may not be read.
+    """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(2 * max(_PAGE_SIZES))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
+        if not path.is_file():  # opening a pipe would wait for ever
+            kind = "not a regular file" if path.exists() else "there is no such file"
+            raise DataError(f"{path}: {kind}")
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def newest_meta_page(path: Path, file: IO[bytes]) -> MetaPage:
+    """Read and check both meta pages of an open file; see :func:`check_lmdb_file`."""
+    try:
+        size = os.fstat(file.fileno()).st_size
+        head = os.pread(file.fileno(), 2 * max(_PAGE_SIZES), 0)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if size == 0:
         raise DataError(f"{path}: the file is empty: write or copy it again")
     first = _meta_page(path, head, 0)
     second = _meta_page(path, head, first.page_size)
+    if first.page_size != second.page_size:
+        raise DataError(f"{path}: the two LMDB headers disagree, the file is damaged")
     newest = max(first, second, key=lambda meta: meta.transaction)
     if size < newest.bytes_needed:
         raise DataError(
@@ -75,6 +99,7 @@ def _meta_page(path: Path, head: bytes, offset: int) -> MetaPage:
     fields = _META.unpack_from(head, offset)
     flags, magic, version, page_size = fields[2], fields[5], fields[6], fields[9]
     roots, last_page, transaction = (fields[16], fields[24]), fields[25], fields[26]
+    table_flags, depth, entries = fields[18], fields[19], fields[23]
     if magic != _MAGIC or not flags & _META_FLAG:
         place = "" if offset == 0 else " (second header damaged)"
         raise DataError(f"{path}: this is no LMDB file{place}")
@@ -83,9 +108,11 @@ def _meta_page(path: Path, head: bytes, offset: int) -> MetaPage:
             f"{path}: LMDB format {version} with pages of {page_size} bytes is not known, "
             f"expected format {_VERSION}"
         )
-    if last_page < 1 or any(root != _NO_ROOT and root > last_page for root in roots):
+    if last_page < 1 or any(root != NO_ROOT and not 1 < root <= last_page for root in roots):
         raise DataError(f"{path}: the LMDB header contradicts itself, the file is damaged")
-    return MetaPage(page_size, last_page, transaction)
+    if table_flags or depth > MAX_DEPTH:
+        raise DataError(f"{path}: the table is of an unusual kind (flags {table_flags:#x})")
+    return MetaPage(page_size, last_page, transaction, roots[1], depth, entries)
 
 
 FileIdentity = tuple[int, int]

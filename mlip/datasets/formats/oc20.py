@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lmdb
 import numpy as np
 
 from mlip.datasets.dataset import DatasetFacts, IndexedDataset, checked_index
@@ -19,12 +19,7 @@ from mlip.datasets.formats.oc20_entry import count_atoms, extract_entry, is_rela
 from mlip.datasets.formats.pickles import loads
 from mlip.datasets.formats.reader import Frames
 from mlip.datasets.labels import Extracted
-from mlip.datasets.lmdb_file import (
-    SharedEnvironment,
-    check_lmdb_file,
-    file_identity,
-    shared_environment,
-)  # fmt: skip
+from mlip.datasets.lmdb_reader import LmdbReader
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.structure import Array, Structure
 from mlip.errors import DataError
@@ -47,17 +42,13 @@ def is_oc20(path: Path) -> bool:
         if head.read(20)[16:] != b"\xde\xc0\xef\xbe":
             return False
     try:
-        file = shared_environment(path)  # closes when let go of
-        with file.get().begin() as transaction:
-            cursor = transaction.cursor()
-            found = cursor.set_range(b"0")
-            for _ in range(_LOOKED_AT):
-                if not found or bytes(cursor.key()) >= _AFTER_DIGITS:
-                    return False
-                if cursor.value()[:1] == _PICKLE:
-                    return True
-                found = cursor.next()
-    except (DataError, lmdb.Error):
+        reader = LmdbReader(path)
+        for key in islice(reader.keys(b"0"), _LOOKED_AT):
+            if key >= _AFTER_DIGITS:
+                return False
+            if (reader.get(key) or b"")[:1] == _PICKLE:
+                return True
+    except DataError:
         pass
     return False
 
@@ -92,9 +83,8 @@ class Oc20Dataset(IndexedDataset):
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self._options = options
-        self._file: SharedEnvironment | None = shared_environment(path)
-        self._identity = file_identity(path)
-        self._keys, problems = _read_index(path, self._file)
+        self._file = LmdbReader(path)
+        self._keys, problems = _read_index(self._file)
         self._n_atoms: Array | None = None
         super().__init__(path, DatasetFacts(FORMAT))
         self.facts = DatasetFacts(
@@ -149,37 +139,20 @@ class Oc20Dataset(IndexedDataset):
 
     def fingerprint(self) -> str:
         """Identify the content: keys, newest transaction and a sample of the entries."""
-        meta = check_lmdb_file(self.path)
         n = len(self)
-        digest = hashlib.blake2b(repr((n, *meta)).encode(), digest_size=8)
+        digest = hashlib.blake2b(repr((n, *self._file.meta)).encode(), digest_size=8)
         for i in np.unique(np.linspace(0, n - 1, min(n, _FINGERPRINT_ENTRIES)).astype(int)):
             key = b"%d" % self._keys[i]
-            with self._environment().begin() as transaction:
-                digest.update(key + (transaction.get(key) or b""))
+            digest.update(key + (self._file.get(key) or b""))
         return f"{n}-{digest.hexdigest()}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
     def _get(self, key: int) -> bytes:
-        try:
-            with self._environment().begin() as transaction:
-                data = transaction.get(b"%d" % key)
-        except lmdb.Error as error:
-            raise DataError(f"the file is damaged here ({error}): copy it again") from None
+        data = self._file.get(b"%d" % key)
         if data is None:
             raise DataError("the entry is missing from the file: write or download it again")
         if not data:
             raise DataError("the entry is empty: write or download the file again")
         return data
-
-    def _environment(self) -> lmdb.Environment:
-        if self._file is None:
-            file = shared_environment(self.path)
-            if file.identity != self._identity:
-                raise DataError("the file was replaced while in use: open it again")
-            self._file = file
-        return self._file.get()
 
     def _relaxations(self) -> bool:
         """Tell from the first readable entry whether this is a file of IS2RE."""
@@ -206,77 +179,65 @@ class _Count(NamedTuple):
     length: int | None
 
 
-def _read_index(path: Path, file: SharedEnvironment) -> tuple[Array | range, list[str]]:
+def _read_index(file: LmdbReader) -> tuple[Array | range, list[str]]:
     """Find the keys; all of them are looked at only if the file is small or counts disagree."""
     problems: list[str] = []
     try:
-        with file.get().begin() as transaction:
-            count = _count(transaction, path)
-            keys: Array | range = range(count.entries)
-            if count.entries <= _SCANNED or not _looks_dense(transaction, count):
-                keys = _place(_scan(transaction, count), count, problems)
-    except lmdb.Error as error:
-        raise DataError(f"{path}: the file is damaged ({error}): copy it again") from None
+        count = _count(file)
+        keys: Array | range = range(count.entries)
+        if count.entries <= _SCANNED or not _looks_dense(file, count):
+            keys = _place(_scan(file, count), count, problems)
+    except DataError as error:
+        raise DataError(f"{file.path}: {error}") from None
     if count.foreign:
         names = ", ".join(f"{key!r:.40}" for key in count.foreign[:5])
         problems.append(f"{len(count.foreign)} keys are no entries: {names}")
     if len(keys) == 0:
-        raise DataError(f"{path}: there are no structures in this file (no keys 0, 1, 2, ...)")
+        raise DataError(f"{file.path}: there are no structures in this file (no keys 0, 1, 2, ...)")
     return keys, problems
 
 
-def _count(transaction: lmdb.Transaction, path: Path) -> _Count:
-    foreign = [key for key in _outside_digits(transaction) if key != _LENGTH]
-    value = transaction.get(_LENGTH)
-    entries = transaction.stat()["entries"] - len(foreign) - (value is not None)
-    return _Count(entries, foreign, None if value is None else _length(bytes(value), path))
+def _count(file: LmdbReader) -> _Count:
+    foreign = [key for key in _outside_digits(file) if key != _LENGTH]
+    value = file.get(_LENGTH)
+    entries = file.entries - len(foreign) - (value is not None)
+    return _Count(entries, foreign, None if value is None else _length(value))
 
 
-def _length(value: bytes, path: Path) -> int:
+def _length(value: bytes) -> int:
     try:
         length = loads(value)
     except DataError as error:
-        raise DataError(f"{path}: key 'length': {error}") from None
+        raise DataError(f"key 'length': {error}") from None
     if type(length) is not int or length < 0:
-        raise DataError(f"{path}: key 'length': it is {length!r:.60}, expected a whole number")
+        raise DataError(f"key 'length': it is {length!r:.60}, expected a whole number")
     return length
 
 
-def _outside_digits(transaction: lmdb.Transaction) -> Iterator[bytes]:
-    cursor = transaction.cursor()
-    for first, end in ((b"", b"0"), (_AFTER_DIGITS, None)):
-        found = cursor.set_range(first) if first else cursor.first()
-        while found and (end is None or bytes(cursor.key()) < end):
-            yield bytes(cursor.key())
-            found = cursor.next()
+def _outside_digits(file: LmdbReader) -> Iterator[bytes]:
+    yield from takewhile(lambda key: key < b"0", file.keys())
+    yield from file.keys(_AFTER_DIGITS)
 
 
-def _looks_dense(transaction: lmdb.Transaction, count: _Count) -> bool:
+def _looks_dense(file: LmdbReader, count: _Count) -> bool:
     """Check by a few keys whether the entries are 0 to n - 1."""
     n = count.entries
-    if count.length not in {None, n} or transaction.get(b"%d" % n) is not None:
+    if count.length not in {None, n} or file.get(b"%d" % n) is not None:
         return False
     tens = [10**k for k in range(_MAX_DIGITS) if 10**k < n]
     samples = {0, n - 1, *tens, *(t - 1 for t in tens), *range(0, n, n // 64 + 1)}
-    return all(transaction.get(b"%d" % key) is not None for key in samples)
+    return all(file.get(b"%d" % key) is not None for key in samples)
 
 
-def _scan(transaction: lmdb.Transaction, count: _Count) -> Array:
+def _scan(file: LmdbReader, count: _Count) -> Array:
     """Find all keys that are decimal numbers, sorted; adds the others to the foreign ones."""
-
-    def numbers() -> Iterator[int]:
-        cursor = transaction.cursor()
-        if not cursor.set_range(b"0"):
-            return
-        for key in map(bytes, cursor.iternext(values=False)):
-            if key >= _AFTER_DIGITS:
-                return
-            if key.isdigit() and len(key) <= _MAX_DIGITS and (key[:1] != b"0" or key == b"0"):
-                yield int(key)
-            else:
-                count.foreign.append(key)
-
-    keys: Array = np.fromiter(numbers(), dtype=np.int64)
+    numbers: list[int] = []
+    for key in takewhile(lambda key: key < _AFTER_DIGITS, file.keys(b"0")):
+        if key.isdigit() and len(key) <= _MAX_DIGITS and (key[:1] != b"0" or key == b"0"):
+            numbers.append(int(key))
+        else:
+            count.foreign.append(key)
+    keys = np.array(numbers, dtype=np.int64)
     keys.sort()
     return keys
 
