@@ -17,7 +17,10 @@ def check(
         float | None, typer.Option(help="Also count neighbours within this distance, Å")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Check at most this many entries, a random sample")
+        int | None,
+        typer.Option(
+            help="Check a random sample of this many entries (the first of streamed files)"
+        ),
     ] = None,
     energy_convention: Annotated[
         str | None, typer.Option(help="What OC20 energies are: adsorption or total")
@@ -44,7 +47,7 @@ def check(
     keys = LabelKeys(energy_key, forces_key, stress_key, virial_key)
     options = ReadOptions(keys, energy_convention, is2re)  # type: ignore[arg-type]
     with progress_bar() as progress:
-        task = progress.add_task("checking", note="")
+        task = progress.add_task("checking", total=None, note="")
 
         def show(done: int, total: int | None, bad: int) -> None:
             progress.update(task, completed=done, total=total, note=f"{bad} bad" if bad else "")

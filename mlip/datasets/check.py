@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mlip.datasets.check_report import CheckedFile, CheckReport, draw_up
+from mlip.datasets.dataset import Dataset
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file
 from mlip.datasets.structure import Array
@@ -72,13 +74,34 @@ def _look(path: Path, options: ReadOptions) -> CheckedFile:
     try:
         reader = find_reader(path)
         file.format, file.bytes = reader.name, path.stat().st_size
-        if reader.open is not None:
+        if reader.open is None:
+            file.facts = reader.facts(options) if reader.facts is not None else None
+        else:
             dataset = reader.open(path, options)
             file.entries, file.facts = len(dataset), dataset.facts
             file.problems = list(dataset.facts.problems)
+            file.fields = _fields(dataset)
     except DataError as error:
         file.unreadable = str(error)
     return file
+
+
+def _fields(dataset: Dataset) -> dict[str, str]:
+    """Name type and shape of what the first entry holds, where the format shows it."""
+    raw = getattr(dataset, "raw", None)
+    if raw is None:
+        return {}
+    try:
+        return {k: describe(value) for k, value in raw(0).items() if value is not None}
+    except DataError:
+        return {}
+
+
+def describe(value: Any) -> str:
+    """Name a stored value: ``int``, ``float64``, ``float32[14, 3]``."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return value.dtype.name if isinstance(value, np.generic) else type(value).__name__
 
 
 def _sample(files: list[CheckedFile], limit: int | None, seed: int) -> dict[int, Array]:
@@ -99,10 +122,11 @@ def _entries(
 ) -> Iterator[Entry]:
     """Give the entries of a file that are to be checked; what ends the reading is noted."""
     path = Path(file.path)
-    whole = chosen is None or len(chosen) == file.entries
     try:
-        if whole:
-            yield from islice(iterate_file(path, options), limit if chosen is None else None)
+        if chosen is None:
+            yield from islice(iterate_file(path, options), limit)
+        elif len(chosen) == file.entries:
+            yield from iterate_file(path, options)
         else:
             yield from _picked(path, chosen, options)
     except DataError as error:

@@ -14,6 +14,7 @@ from mlip.datasets.check_report import CheckReport
 SHOWN = 4  # files, bad entries, outliers and further things that are named on the page
 ELEMENTS = 12
 KINDS = 6
+FIELDS = 20
 
 
 def page(report: CheckReport) -> Group:
@@ -31,21 +32,21 @@ def page(report: CheckReport) -> Group:
 
 
 def _verdict(report: CheckReport) -> str:
-    wrong = [
-        f"{count} {one if count == 1 else many}"
-        for count, one, many in (
-            (len(report.unreadable), "file unreadable", "files unreadable"),
-            (report.bad, "bad entry", "bad entries"),
-            (len(report.problems), "problem", "problems"),
-        )
-        if count
-    ]
-    colour, verdict = ("green", "nothing wrong") if report.passed else ("red", ", ".join(wrong))
-    looks = f", {len(report.warnings)} warnings" if report.warnings else ""
-    files = f"{len(report.files)} file{'s' if len(report.files) > 1 else ''}"
-    return (
-        f"[bold {colour}]{report.checked} structures in {files}: {verdict}{looks}[/bold {colour}]"
+    counts = (
+        (len(report.unreadable), "unreadable file", "unreadable files"),
+        (report.bad, "bad entry", "bad entries"),
+        (len(report.problems), "problem", "problems"),
     )
+    wrong = [_count(*count) for count in counts if count[0]]
+    colour, verdict = ("green", "nothing wrong") if report.passed else ("red", ", ".join(wrong))
+    text = f"{_count(report.checked, 'entry', 'entries')} in {_count(len(report.files), 'file')}"
+    if report.warnings:
+        verdict += f", {_count(len(report.warnings), 'warning')}"
+    return f"[bold {colour}]{text}: {verdict}[/bold {colour}]"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _files(report: CheckReport) -> Table:
@@ -89,11 +90,8 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     yield f"{len(elements)} elements (structures)", _join(elements, ELEMENTS)
     yield "sizes (atoms: structures)", _join(report.sizes, 12, ": ")
     yield "periodic", _join(report.pbc)
-    optional = (
-        f"{name} in {count} ({_join(report.values[name], KINDS, ': ')})"
-        for name, count in report.present.items()
-    )
-    yield "also there", "; ".join(optional) or "no tags, fixed atoms, charge or spin"
+    yield "also there", _optional(report) or "no tags, fixed atoms, charge or spin"
+    yield "stored fields", _join(next((f.fields for f in report.files if f.fields), {}), FIELDS)
     yield "extras", _join(report.extras, 8)
     yield "not kept", _join(report.not_kept)
     names = report.names
@@ -118,6 +116,19 @@ def _facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     yield f"{len(report.outliers)} outliers", "; ".join(outliers) or "-"
 
 
+def _optional(report: CheckReport) -> str:
+    texts = []
+    for name, count in report.present.items():
+        values = report.values[name]
+        if name == "fixed":
+            kinds = f"{values.get('True', 0)} atoms"
+        else:
+            unit = " atoms" if name == "tags" else ""
+            kinds = _join(values, KINDS, ": ") + unit
+        texts.append(f"{name} in {count} ({kinds})")
+    return "; ".join(texts)
+
+
 def _energy(energy: Mapping[str, Any]) -> str:
     if "median_abs_energy" not in energy:
         return ""
@@ -138,7 +149,7 @@ def _listed(
     return list(lines)
 
 
-def _join(counts: Mapping[str, int], shown: int = 8, between: str = " ") -> str:
+def _join(counts: Mapping[str, Any], shown: int = 8, between: str = " ") -> str:
     texts = [f"{name}{between}{count}" for name, count in list(counts.items())[:shown]]
     more = len(counts) - shown
     return ", ".join([*texts, f"and {more} more"] if more > 0 else texts)

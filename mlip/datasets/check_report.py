@@ -29,7 +29,10 @@ ADSORPTION = 10.0  # eV; released OC20 files hold no adsorption energy beyond
 
 @dataclass
 class CheckedFile:
-    """One file: format, size, entries (None: not known before reading), and what went wrong."""
+    """One file: format, size, entries (None: not known before reading), and what went wrong.
+
+    ``fields`` are names, types and shapes in the first entry, where the format shows them.
+    """
 
     path: str
     format: str = "unknown"
@@ -39,6 +42,7 @@ class CheckedFile:
     bad: int = 0
     unreadable: str | None = None
     problems: list[str] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
     facts: DatasetFacts | None = None
 
 

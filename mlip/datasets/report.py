@@ -177,7 +177,7 @@ def suspicions(ranges: dict[str, dict[str, Any]], s: Statistics) -> list[str]:
             "are they in other units?",
         ),
         (
-            not 0.6 <= median("nearest distance") <= 6,
+            median("nearest distance") < 0.6 or median("nearest distance") > 6,
             f"the median nearest distance is {median('nearest distance'):.3g} Å: "
             "are positions in Å?",
         ),

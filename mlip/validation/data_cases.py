@@ -225,7 +225,7 @@ def _demand(case: Case, run: Run) -> tuple[str, list[str]]:
     if "marker" in keys:
         return "refused, or read and reported", _refused_or_reported(run, keys.get("n"))
     if SOME_ENTRIES.search(text):
-        ok = run.open_error() is None and run.read() and run.failed()
+        ok = run.open_error() is None and bool(run.read() and run.failed())
         return "errors of some entries, the others read", [] if ok else ["not so"]
     if FRAMES_BEFORE.search(text):
         return _stream_with_bad_end(run)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlip.datasets.check import describe
 from mlip.datasets.collection import open_dataset
 from mlip.datasets.dataset import ConcatenatedDataset, Dataset
 from mlip.datasets.structure import Array, Structure
@@ -136,13 +137,6 @@ def raw_entry(dataset: Any, index: int) -> Mapping[str, Any]:
         return raw_entry(dataset.parts[part], place)
     entry: Mapping[str, Any] = dataset.raw(index)
     return entry
-
-
-def describe(value: Any) -> str:
-    """Name a raw value as expected.json does: ``int``, ``float64``, ``float32[14, 3]``."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}"
-    return value.dtype.name if isinstance(value, np.generic) else type(value).__name__
 
 
 def _rows(content: Content, expected: Mapping[str, Any], root: Path) -> list[Row]:
