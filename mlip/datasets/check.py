@@ -60,9 +60,8 @@ def check(
         if file.unreadable:
             continue
         for entry in _entries(file, places.get(number), limit, options):
-            tally.take(entry, number)
+            file.bad += not tally.take(entry, number)
             file.checked += 1
-            file.bad += entry.structure is None
             if on_entry is not None:
                 on_entry(tally.done, total, tally.bad)
     return draw_up(files, tally, options, limit, seed)

@@ -48,20 +48,22 @@ class Tally:
         self._names = array("Q")
         self._neighbors = array("f")
 
-    def take(self, entry: Entry, file: int) -> None:
-        """Count one entry of the input number ``file``."""
+    def take(self, entry: Entry, file: int) -> bool:
+        """Count one entry of the input number ``file``; tell whether it is good."""
         self.done += 1
         problem = entry.problem
         if entry.structure is not None:
             try:
                 self.statistics.add(entry.structure, file)
-                self._count(entry, entry.structure, file)
-                return
             except InputError as error:
                 problem = f"{entry.name}: {error}"
+            else:
+                self._count(entry, entry.structure, file)
+                return True
         self.bad += 1
         if len(self.problems) < NAMED:
             self.problems.append(problem or entry.name)
+        return False
 
     def frames(self) -> Array:
         """Give the place of every good structure in its file."""
