@@ -54,11 +54,15 @@ class Tally:
         problem = entry.problem
         if entry.structure is not None:
             try:
+                around = self._around(entry.structure)
                 self.statistics.add(entry.structure, file)
             except InputError as error:
                 problem = f"{entry.name}: {error}"
             else:
                 self._count(entry, entry.structure, file)
+                if around is not None:
+                    self._neighbors.append(around[0])
+                    self.isolated += around[1]
                 return True
         self.bad += 1
         if len(self.problems) < NAMED:
@@ -100,10 +104,13 @@ class Tally:
         for name in s.info:
             if name in self.extras or len(self.extras) < KINDS:
                 self.extras[name] += 1
-        if self.cutoff is not None:
-            (_, target), _ = pair_distances(s.positions, s.cell, s.pbc, self.cutoff)
-            self._neighbors.append(len(target) / len(s))
-            self.isolated += len(s) - len(np.unique(target))
+
+    def _around(self, s: Structure) -> tuple[float, int] | None:
+        """Give the mean number of neighbours and the number of atoms that have none."""
+        if self.cutoff is None:
+            return None
+        (_, target), _ = pair_distances(s.positions, s.cell, s.pbc, self.cutoff)
+        return len(target) / len(s), len(s) - len(np.unique(target))
 
     def _count_optional(self, s: Structure) -> None:
         for name in OPTIONAL:

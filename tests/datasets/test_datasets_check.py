@@ -100,6 +100,14 @@ def test_bad_entries_and_files_do_not_end_it(tmp_path: Path) -> None:
         check(tmp_path / "nothing-*.traj")
 
 
+def test_crystals_too_dense_for_the_cutoff_are_bad_entries(tmp_path: Path) -> None:
+    dense = Structure([1], np.zeros((1, 3)), np.eye(3) * 0.2, [True] * 3, energy=1.0)
+    store = write_store(tmp_path / "o.lmdb", [Structure.from_atoms(copper(0)), dense])
+    report = check(store, cutoff=6.0)
+    assert (report.checked, report.bad, report.elements["Cu"]["structures"]) == (2, 1, 1)
+    assert "lengths are in Å" in report.bad_entries[0]
+
+
 def test_repeated_names_and_geometries_are_named(tmp_path: Path) -> None:
     frames = [copper(i) for i in range(6)]
     frames[4] = copper(1, energy=-13.0)
