@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "Train a potential.",
     "convert": "Convert structures and labels to a native store, with a report.",
     "check": "Report what a data set holds and what is wrong with it.",
+    "data": "Try the data layer on data that it makes itself.",
     "info": "Show a potential's card, or versions and devices.",
     "demo": "Run the main job on what ships: relax, simulate, compare, train.",
 }
@@ -54,6 +55,8 @@ class _LazyGroup(TyperGroup):
 
 def _load(name: str) -> Any:
     function = getattr(importlib.import_module(f"mlip.cli.{name}"), name)
+    if isinstance(function, typer.Typer):  # a command with commands of its own
+        return typer.main.get_command(function)
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command(name, help=function.__doc__ or COMMANDS[name])(function)
     return typer.main.get_command(single)
