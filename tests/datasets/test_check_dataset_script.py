@@ -242,6 +242,7 @@ def test_judge_accepts_only_the_named_entry(one_bad: Case) -> None:
     right = entry("data.lmdb: entry 1: no")
     assert verdict_of(one_bad, [entry(), right]).ok
     assert not verdict_of(one_bad, [entry(), entry()]).ok
+    assert not verdict_of(one_bad, [right, entry()]).ok
     assert not verdict_of(one_bad, [entry("data.lmdb: entry 0"), right]).ok
     assert not verdict_of(one_bad, [entry(), right, entry()]).ok
     assert not verdict_of(one_bad, [entry(), entry("data.lmdb: something")]).ok
