@@ -45,10 +45,10 @@ PARTS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 class Size(NamedTuple):
     """How much data the demo makes, and how long it trains."""
 
-    systems: int = 90
-    frames: int = 8  # of each system
+    systems: int = 200
+    frames: int = 4  # of each system
     files: int = 4
-    epochs: int = 14
+    epochs: int = 16
     seed: int = 0
 
 
@@ -145,9 +145,10 @@ class _Tutorial:
             "4. Split without leaks",
             "Frames of one relaxation are near copies: a system (sid) goes whole to one side.",
         )
-        shares = [f"{part}={share}" for part, share in PARTS.items()]
-        folder = self.parts["train"].parent
-        self._command("data", "split", self.store, folder, "--by", "group:sid", *shares)
+        folder = self.parts["test"].parent
+        self._python(
+            'rest, test = split_indices(len(store), 0.1, groups=[s.info["sid"] for s in store])'
+        )
         if not self._kept("split", folder):
             self._write_parts()
             self._finished("split")
@@ -246,6 +247,9 @@ class _Tutorial:
     def _command(self, *words: str | Path) -> None:
         line = shlex.join(["mlip", *map(str, words)])
         self.console.print(Text(f"$ {line}", style="cyan"), soft_wrap=True)
+
+    def _python(self, line: str) -> None:
+        self.console.print(Text(f">>> {line}", style="cyan"), soft_wrap=True)
 
     def _kept(self, step: str, path: Path) -> bool:
         if step in self.done:
