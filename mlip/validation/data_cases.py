@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlip.validation.data_probe import run_probe
+from mlip.validation.data_samples import check_sample
 
 LISTS = "CASES.json"
 TIME_LIMIT = 120.0  # s
@@ -29,7 +30,9 @@ SAME = 1e-5  # relative; the same structure may be stored in another precision
 HARMLESS = re.compile(r"(no|without|not an|never an?) (error|crash|exception)s?")
 ERROR = re.compile(r"\b(refuse|reject|must raise|error|must fail|corrupt|damaged|hostile)")
 REPORT = re.compile(r"report|mismatch|detect|flag|promise|no nextid|warn")
-BOTH_LEGAL = re.compile(r"both .* (occur|are legal|are allowed)|must (be )?read|is legal")
+BOTH_LEGAL = re.compile(
+    r"both .* (occur|are legal|are allowed)|must (be )?read|is legal|same (values )?as"
+)
 SOME_ENTRIES = re.compile(r"per-entry|all others? read|others fine")
 FRAMES_BEFORE = re.compile(r"before it (are )?usable|frames before")
 COUNT = re.compile(r"\b(\d+) (?:rows|structures|entries|frames)\b")
@@ -152,6 +155,9 @@ def _end(process: BaseProcess, log: Path) -> str | None:
 def judge(case: Case, run: Run, usual: Mapping[str, Any]) -> Verdict:
     """Compare what happened with what must happen.
 
+    Keys of sample records (``energy_sum``, ...) are checked as those are, in this process, once the
+    probe has read the whole data without harm; other keys count as not checked.
+
     Args:
         case: the case.
         run: what the probe brought back.
@@ -161,8 +167,13 @@ def judge(case: Case, run: Run, usual: Mapping[str, Any]) -> Verdict:
     general = list(_general_faults(case, run))
     if not general and EQUAL.search(case.text):
         faults += _differences(case, run, usual)
-    unknown = sorted(set(case.keys or {}) - KEYS - FOR_PEOPLE)
-    general += [f"UNKNOWN KEY {key!r}: NOT CHECKED" for key in unknown]
+    values = {k: v for k, v in (case.keys or {}).items() if k not in KEYS | FOR_PEOPLE}
+    if values and run.read() and not (general or run.failed()):
+        rows = check_sample(case.folder.parent, case.folder.name, values)[case.folder.name]
+        general += [f"{row.field}: {row.found}, not {row.expected} {row.note}"
+                    for row in rows if not row.ok]  # fmt: skip
+    elif values:
+        general.append(f"UNKNOWN KEYS {sorted(values)}: NOT CHECKED")
     faults = general + ([] if run.ended else faults)
     return Verdict(case.name, not faults, expected, _happened(run), faults)
 
@@ -216,7 +227,7 @@ def _demand(case: Case, run: Run) -> tuple[str, list[str]]:
     if keys is None:
         return ("all read", _all_read(run)) if case.legal else ("no crash (not described)", [])
     bad = "bad_index" in keys or "bad_id" in keys
-    if bad and not (BOTH_LEGAL.search(text) or (case.legal and not ERROR.search(text))):
+    if bad and not BOTH_LEGAL.search(text):
         return _one_bad_entry(case, run)
     if "missing" in keys:
         return _entries_fail(run, list(keys["missing"]), keys.get("length"))
@@ -333,7 +344,8 @@ def _differences(case: Case, run: Run, usual: Mapping[str, Any]) -> list[str]:
         values = run.entries()[i]["values"]
         other = usual.get(entry_key(case, i))
         if other is not None:
-            names = [name for name in other if not _alike(values[name], other[name])]
+            labels = (name for name in other if name != "lists")  # extras may differ
+            names = [name for name in labels if not _alike(values[name], other[name])]
             faults += [f"entry {i}: {name} differs from the same entry elsewhere" for name in names]
     return faults
 

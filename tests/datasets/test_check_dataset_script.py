@@ -155,6 +155,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "bad" / "CASES.json").write_text(json.dumps(cases))
     write_oc20(root / "variants" / "views" / "data.0000.lmdb", [unusual(s) for s in range(3)])
     write_oc20(root / "variants" / "old_protocol" / "data.0000.lmdb", good[:3], protocol=2)
+    told = [{"case": "views", "expect": "3 structures, same as good", **record(range(3))}]
+    (root / "variants" / "CASES.json").write_text(json.dumps(told))
     return root
 
 
@@ -279,6 +281,27 @@ def test_judge_takes_demands_from_keys_and_words(
     case = Case("x", tmp_path, False, keys)
     answer = {"problems": problems}
     assert verdict_of(case, [entry()] * entries, answer=answer).ok is ok
+
+
+def test_values_of_a_case_are_checked(samples: Path) -> None:
+    folder = samples / "variants" / "views"
+    for factor, ok in ((1.0, True), (1.001, False)):
+        keys = {"expect": "same as good", "energy_sum": -12.0 * factor}
+        case = Case("views", folder, True, keys)
+        verdict = judge(case, data_cases.run_case(case), {})
+        assert verdict.ok is ok, verdict
+
+
+def test_the_same_entry_elsewhere_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "data.lmdb").touch()
+    case = Case("x", tmp_path, True, {"expect": "2 structures, same as good"})
+    values = {"energy": -3.0, "forces": 2.0}
+    run = Run({"error": None, "entries": [{"values": values}] * 2, "problems": [],
+               "skipping": None, "check": {"error": None, "findings": []}}, None, [])  # fmt: skip
+    key = data_cases.entry_key(case, 1)
+    assert judge(case, run, {key: {"energy": -3.0 + 1e-9, "forces": 2.0}}).ok
+    wrong = judge(case, run, {key: {"energy": -3.1, "forces": 2.0}})
+    assert wrong.faults == ["entry 1: energy differs from the same entry elsewhere"]
 
 
 def test_unlisted_variants_must_be_read_and_listed_cases_must_exist(tmp_path: Path) -> None:
