@@ -232,6 +232,7 @@ class _Tutorial:
             "optimizer": {"lr": 0.02, "weight_decay": 1e-3},
             "schedule": {"warmup_steps": 20},
             "epochs": self.size.epochs,
+            "checkpoint": {"minutes": 0.2},
             "ema_decay": 0.98,
             "seed": self.size.seed,
             "level_of_theory": "EMT (ASE)",

@@ -8,8 +8,8 @@ version 2, file 41619375) as others report them.
 
 The energy that is stored is `uncorrected_total_energy`, what VASP gave: the corrected one (MP2020)
 jumps where a correction sets in, and the two must not be mixed. Stress is turned from kB in VASP's
-sign into eV/Å³, tension positive. Split by material (mlip data split --by group:mp_id), not by
-frame: frames of one relaxation are near copies.
+sign into eV/Å³, tension positive. Split by material (`mp_id` in info; docs/datasets.md shows how),
+not by frame: frames of one relaxation are near copies.
 
 Licence: figshare's page is reported to say MIT; the data of the Materials Project is CC-BY-4.0.
 Look at the page before you publish. Cite Deng et al., CHGNet, Nat. Mach. Intell. 5, 1031 (2023),
