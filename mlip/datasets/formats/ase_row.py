@@ -150,8 +150,13 @@ def _tag_parts(name: str, value: dict[str, Any]) -> tuple[list[int], list[Any]]:
 def _what_is_wrong(text: bytes, error: Exception) -> str:
     """Say why orjson refused a row: bare NaN, or no JSON at all."""
     found: list[str] = []
+
+    def constant(name: str) -> float:
+        found.append(name)
+        return math.nan
+
     try:
-        row = json.loads(text, parse_constant=lambda name: found.append(name) or math.nan)
+        row = json.loads(text, parse_constant=constant)
     except (ValueError, RecursionError):
         return f"the row is no JSON ({error}): write it again"
     if not found:

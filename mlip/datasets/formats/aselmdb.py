@@ -212,7 +212,8 @@ def _scan(
     """Find the rows that exist by their keys, and say what the counters have wrong."""
     found: list[int] = []
     foreign: list[str] = []
-    for key in transaction.cursor().iternext(values=False):
+    for view in transaction.cursor().iternext(values=False):
+        key = bytes(view)
         if key.isdigit() and key[:1] != b"0" and len(key) < 19:
             found.append(int(key))
         elif key not in RESERVED:

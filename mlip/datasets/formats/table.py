@@ -11,6 +11,8 @@ from mlip.datasets.formats.ase_files import (
 from mlip.datasets.formats.aselmdb import FORMAT as ASELMDB
 from mlip.datasets.formats.aselmdb import is_aselmdb, open_aselmdb, read_aselmdb
 from mlip.datasets.formats.extxyz import is_extxyz, read_extxyz
+from mlip.datasets.formats.mptrj import FORMAT as MPTRJ
+from mlip.datasets.formats.mptrj import is_mptrj, open_mptrj, read_mptrj
 from mlip.datasets.formats.native import is_lmdb, open_store
 from mlip.datasets.formats.oc20 import FORMAT as OC20
 from mlip.datasets.formats.oc20 import is_oc20, open_oc20, read_oc20
@@ -24,6 +26,7 @@ READERS: tuple[Reader, ...] = (
     Reader("mlip store (.lmdb)", is_lmdb, by_index(open_store), open_store),
     Reader(OC20_RAW, is_oc20_raw, read_oc20_raw, facts=facts),
     Reader("extxyz (.extxyz, .xyz, also .xz .gz .bz2)", is_extxyz, read_extxyz),
+    Reader(MPTRJ, is_mptrj, read_mptrj, open_mptrj),
     Reader("ASE trajectory (.traj)", lambda p: ase_format(p) == "traj", read_trajectory),
     Reader("ASE database (.db, .json)", lambda p: ase_format(p) in {"db", "json"}, read_database),
     Reader(
