@@ -11,19 +11,13 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lmdb
 import numpy as np
 
 from mlip.datasets.dataset import DatasetFacts, IndexedDataset, checked_index
 from mlip.datasets.formats.ase_row import count_atoms, extract_row, load_json
 from mlip.datasets.formats.reader import Frames
 from mlip.datasets.labels import Extracted
-from mlip.datasets.lmdb_file import (
-    SharedEnvironment,
-    check_lmdb_file,
-    file_identity,
-    shared_environment,
-)  # fmt: skip
+from mlip.datasets.lmdb_reader import LmdbReader
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.structure import Array, Structure
 from mlip.errors import DataError
@@ -41,14 +35,12 @@ def is_aselmdb(path: Path) -> bool:
         if file.read(20)[16:] != b"\xde\xc0\xef\xbe":
             return False
     try:
-        shared = shared_environment(path)
-        with shared.get().begin() as transaction:
-            if _is_json(transaction.get(b"nextid")) or _is_json(transaction.get(b"1")):
-                return True
-            cursor = transaction.cursor()
-            found = cursor.set_range(b"0") and cursor.key()[:1].isdigit()
-            return found and _is_json(cursor.value())
-    except (DataError, lmdb.Error):
+        reader = LmdbReader(path)
+        if _is_json(reader.get(b"nextid")) or _is_json(reader.get(b"1")):
+            return True
+        first = next(reader.keys(b"0"), b"")
+        return first[:1].isdigit() and _is_json(reader.get(first))
+    except DataError:
         return False
 
 
@@ -82,9 +74,8 @@ class AseLmdbDataset(IndexedDataset):
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self._options = options
-        self._file: SharedEnvironment | None = None
-        self._identity = file_identity(path) if path.exists() else (0, 0)
-        index = _read_index(path)
+        self._file = LmdbReader(path)
+        index = _read_index(path, self._file)
         self._ids = index.ids
         self.metadata = index.metadata
         self._n_atoms: Array | None = None
@@ -134,34 +125,18 @@ class AseLmdbDataset(IndexedDataset):
 
     def fingerprint(self) -> str:
         """Identify the content: ids, newest transaction and a sample of the rows."""
-        meta = check_lmdb_file(self.path)
-        digest = hashlib.blake2b(repr((len(self), *meta)).encode(), digest_size=8)
         n = len(self)
+        digest = hashlib.blake2b(repr((n, *self._file.meta)).encode(), digest_size=8)
         for i in np.unique(np.linspace(0, n - 1, min(n, _FINGERPRINT_ROWS)).astype(int)).tolist():
             digest.update(b"%d" % self._ids[i])
-            digest.update(self._get(self._ids[i]) or b"")
+            digest.update(self._file.get(b"%d" % self._ids[i]) or b"")
         return f"{n}-{digest.hexdigest()}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
     def _bytes(self, index: int) -> bytes:
-        data = self._get(self._ids[index])
+        data = self._file.get(b"%d" % self._ids[index])
         if data is None:
             raise DataError("the row is not in the file: write the file again")
         return data
-
-    def _get(self, row_id: int) -> bytes | None:
-        if self._file is None:
-            file = shared_environment(self.path)
-            if file.identity != self._identity:
-                raise DataError("the file was replaced while in use: open it again")
-            self._file = file
-        try:
-            with self._file.get().begin() as transaction:
-                return transaction.get(b"%d" % row_id)
-        except lmdb.Error as error:
-            raise DataError(f"the file is damaged here ({error}): copy it again") from None
 
 
 class _Index(NamedTuple):
@@ -170,29 +145,26 @@ class _Index(NamedTuple):
     problems: tuple[str, ...]
 
 
-def _read_index(path: Path) -> _Index:
+def _read_index(path: Path, file: LmdbReader) -> _Index:
     """Count the rows; all keys are looked at only if counters and rows disagree."""
     problems: list[str] = []
-    shared = shared_environment(path)
     try:
-        with shared.get().begin() as transaction:
-            values = {key: transaction.get(key) for key in RESERVED}
-            nextid = _counter(values[b"nextid"], problems)
-            deleted = _deleted(values[b"deleted_ids"], problems)
-            metadata = _reserved(values[b"metadata"], "metadata", {}, problems)
-            rows = transaction.stat()["entries"] - sum(v is not None for v in values.values())
-            ids: Array | range | None = None
-            if nextid is not None:
-                deleted = {i for i in deleted if i < nextid}
-            if nextid is not None and 0 < nextid - 1 - len(deleted) == rows:
-                ids = _expected_ids(nextid, deleted)
-                ends = (ids[0], ids[-1])
-                if any(transaction.get(b"%d" % row_id) is None for row_id in ends):
-                    ids = None
-            if ids is None:
-                ids = _scan(transaction, nextid, deleted, problems)
-    except lmdb.Error as error:
-        raise DataError(f"{path}: the file is damaged ({error}): copy it again") from None
+        values = {key: file.get(key) for key in RESERVED}
+        nextid = _counter(values[b"nextid"], problems)
+        deleted = _deleted(values[b"deleted_ids"], problems)
+        if nextid is not None:
+            deleted = {i for i in deleted if i < nextid}
+        rows = file.entries - sum(value is not None for value in values.values())
+        ids: Array | range | None = None
+        if nextid is not None and 0 < nextid - 1 - len(deleted) == rows:
+            ids = _expected_ids(nextid, deleted)
+            if any(file.get(b"%d" % row_id) is None for row_id in (ids[0], ids[-1])):
+                ids = None
+        if ids is None:
+            ids = _scan(file, nextid, deleted, problems)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    metadata = _reserved(values[b"metadata"], "metadata", {}, problems)
     if len(ids) == 0:
         raise DataError(f"{path}: there are no structures in this file (no rows)")
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -206,14 +178,11 @@ def _expected_ids(nextid: int, deleted: set[int]) -> Array | range:
     return np.delete(ids, np.fromiter(deleted, dtype=np.int64) - 1)
 
 
-def _scan(
-    transaction: lmdb.Transaction, nextid: int | None, deleted: set[int], problems: list[str]
-) -> Array:
+def _scan(file: LmdbReader, nextid: int | None, deleted: set[int], problems: list[str]) -> Array:
     """Find the rows that exist by their keys, and say what the counters have wrong."""
     found: list[int] = []
     foreign: list[str] = []
-    for view in transaction.cursor().iternext(values=False):
-        key = bytes(view)
+    for key in file.keys(b""):
         if key.isdigit() and key[:1] != b"0" and len(key) < 19:
             found.append(int(key))
         elif key not in RESERVED:

@@ -224,7 +224,7 @@ def _extract(frame_id: str, frame: Any, options: ReadOptions) -> Extracted:
     info = {key: value for key, value in frame.items() if key not in taken}
     charge = frame["structure"].get("charge") or None
     structure = Structure(
-        numbers=numbers, positions=positions, cell=cell, pbc=pbc, charge=charge,
+        numbers=np.array(numbers), positions=positions, cell=cell, pbc=pbc, charge=charge,
         info={**info, "sid": frame_id}, **labels,
     )  # fmt: skip
     lost = ("structure properties",) if frame["structure"].get("properties") else ()

@@ -40,9 +40,10 @@ def verified_sizes(path: Path, dataset: Dataset) -> tuple[Array | None, list[str
     if wrong is None:
         return sizes, []
     i, stated, found = wrong
+    guess = "edge counts" if stated > 4 * found else "another order of the files, or other data"
     return None, [
         f"{path}: natoms holds other numbers than the rows, e.g. row {i}: {stated} vs {found} "
-        "atoms: edge counts? It is not used"
+        f"atoms: {guess}? It is not used"
     ]
 
 
