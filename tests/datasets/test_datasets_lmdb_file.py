@@ -24,10 +24,10 @@ PAGE = 4096
 
 
 def write(path: Path, items: dict[bytes, bytes]) -> Path:
-    with lmdb.open(str(path), subdir=False, map_size=2**28, lock=False) as environment:
-        with environment.begin(write=True) as transaction:
-            for key, value in items.items():
-                transaction.put(key, value)
+    environment = lmdb.open(str(path), subdir=False, map_size=2**28, lock=False)
+    with environment, environment.begin(write=True) as transaction:
+        for key, value in items.items():
+            transaction.put(key, value)
     return path
 
 
