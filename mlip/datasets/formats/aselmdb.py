@@ -196,12 +196,12 @@ def _scan(file: LmdbReader, nextid: int | None, deleted: set[int], problems: lis
     if foreign:
         problems.append(f"{len(foreign)} keys are no rows: {', '.join(foreign[:5])}")
     last = int(ids[-1]) if len(ids) else 0
-    if nextid is not None and nextid != last + 1:
-        promised = f"nextid is {nextid}, which promises {nextid - 1 - len(deleted)} rows"
-        problems.append(f"{promised}; {len(ids)} rows are there (last id {last}) and are read")
-    elif nextid is not None and len(ids) != nextid - 1 - len(deleted):
-        missing = nextid - 1 - len(deleted) - len(ids)
-        problems.append(f"{missing} rows below id {nextid} are missing; {len(ids)} are read")
+    promised = len(ids) if nextid is None else nextid - 1 - len(deleted)
+    if nextid is not None and (promised != len(ids) or last >= nextid):
+        problems.append(
+            f"nextid is {nextid}, which promises {promised} rows; {len(ids)} rows are there "
+            f"(last id {last}) and are read"
+        )
     return ids
 
 
