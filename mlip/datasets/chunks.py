@@ -162,19 +162,18 @@ class _Collector:
             return
         if structure is not None:
             try:
+                data = self._job.encode(structure)
                 self._statistics.add(structure)
+                self._keep(data, len(structure), entry)
+                return
             except InputError as error:
-                structure, problem = None, f"{entry.name}: {error}"
-        if structure is None:
-            self.chunk.bad.append((entry.frame, problem or "unusable"))
-        else:
-            self._keep(structure, entry)
+                problem = f"{entry.name}: {error}"
+        self.chunk.bad.append((entry.frame, problem or "unusable"))
 
-    def _keep(self, structure: Structure, entry: Entry) -> None:
-        data = self._job.encode(structure)
+    def _keep(self, data: bytes, n_atoms: int, entry: Entry) -> None:
         self._bytes += len(data)
         self.chunk.entries.append(data)
-        self.chunk.atoms.append(len(structure))
+        self.chunk.atoms.append(n_atoms)
         for label, key in entry.used.items():
             self._labels.setdefault(label, Counter())[key] += 1
         self._not_kept.update(entry.not_kept)

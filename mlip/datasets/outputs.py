@@ -173,6 +173,9 @@ class ShardsOutput:
         """Close the last shard, write the manifest and give the folder its name."""
         if self._writer is not None:
             self._close_shard()
+        for path in self._partial.iterdir():
+            if not _OURS.fullmatch(path.name):
+                path.unlink()  # half of a manifest, of a run that was killed
         shards = [self._partial / self._name(i) for i in range(len(self._finished))]
         manifest = self._partial / MANIFEST
         if self._suffix == ASELMDB:

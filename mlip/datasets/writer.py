@@ -75,7 +75,6 @@ class LmdbWriter(ABC):
         self._committed = 0
         self._pending: list[tuple[bytes, int]] = []
         self._pending_bytes = 0
-        self._environment: lmdb.Environment | None = None
         if self.path.exists() and not overwrite:
             raise DataError(f"{self.path} exists: choose another name or allow overwriting it")
         self._lock_handle = self._claim(overwrite)
@@ -126,28 +125,22 @@ class LmdbWriter(ABC):
 
     def close(self) -> None:
         """Commit the rest and give the file its final name."""
-        if self._environment is None:
+        if self._lock_handle < 0:
             return
         if not self.complete:
             self._commit(complete=True)
-        self._environment.close()
-        self._environment = None
         try:
             os.fsync(self._lock_handle)
             self.partial.replace(self.path)
             sync_folder(self.path.parent)
         except OSError as error:
             raise write_error(self.path, error) from error
-        finally:
-            self._release()
+        self._release()
 
     def abort(self, *, keep_partial: bool = False) -> None:
         """Stop without a result; the partial file stays only if asked for."""
-        if self._environment is not None:
-            self._environment.close()
-            self._environment = None
-            if not keep_partial:
-                self.partial.unlink(missing_ok=True)
+        if self._lock_handle >= 0 and not keep_partial:
+            self.partial.unlink(missing_ok=True)
         self._release()
 
     def __enter__(self) -> Self:
@@ -190,32 +183,46 @@ class LmdbWriter(ABC):
         size = os.fstat(self._lock_handle).st_size
         if 0 < size < HEADER_BYTES:
             os.ftruncate(self._lock_handle, 0)  # killed before anything was committed
-            size = 0
-        if size:
+        elif size:
             check_lmdb_file(self.partial)
+            with self._environment() as environment, environment.begin() as transaction:
+                if transaction.stat()["entries"]:
+                    self._restore(transaction)
+
+    def _environment(self, growth: int = 1) -> lmdb.Environment:
+        """Open the partial file with a map ``growth`` times as large as it needs now.
+
+        It is opened for each commit: LMDB leaves traces of earlier ones in pages of a later one,
+        and the bytes of the file shall not tell how often its writer was interrupted.
+        """
         map_size = FIRST_MAP_SIZE
-        while map_size < size:
+        while map_size < os.fstat(self._lock_handle).st_size:
             map_size *= 2
         try:
-            self._environment = lmdb.open(
-                str(self.partial), subdir=False, lock=False, map_size=map_size, readahead=False
+            return lmdb.open(
+                str(self.partial),
+                subdir=False,
+                lock=False,
+                map_size=map_size * growth,
+                readahead=False,
             )
         except (lmdb.Error, OSError) as error:
             raise write_error(self.path, error) from error
-        with self._environment.begin() as transaction:
-            if transaction.stat()["entries"]:
-                self._restore(transaction)
 
     def _commit(self, complete: bool) -> None:
-        if self._environment is None or self.complete:
+        if self._lock_handle < 0 or self.complete:
             raise MlipError(f"{self.path}: the writer is closed")
+        growth = 1
         while True:
             try:
-                with self._environment.begin(write=True) as transaction:
+                with (
+                    self._environment(growth) as environment,
+                    environment.begin(write=True) as transaction,
+                ):
                     self._put(transaction, complete)
                 break
             except lmdb.MapFullError:
-                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+                growth *= 2
             except (lmdb.Error, OSError) as error:
                 raise write_error(self.path, error) from error
         self._committed += len(self._pending)
