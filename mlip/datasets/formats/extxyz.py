@@ -136,7 +136,7 @@ def _frames(lines: _Lines) -> Iterator[list[str] | DataError]:
             lines.put_back(frame[inner:])
             rows = inner - 2
             yield DataError(f"line {place}: {rows} atoms, expected {line.strip()}")
-        elif not frame[-1]:
+        elif not frame[-1] or _last_row_is_cut(frame[2:]):
             rows = max(0, len(frame) - 3)
             yield _CutFrameError(
                 f"line {place}: the file ends inside the frame ({rows} atoms of {line.strip()}; "
@@ -153,6 +153,17 @@ def _inner_header(frame: list[str]) -> int | None:
             return i
     last = len(frame) - 1
     return last if last >= 2 and frame[last].strip().isdecimal() else None
+
+
+def _last_row_is_cut(rows: list[str]) -> bool:
+    """Tell whether the last row has no end and is shorter than all others, which are alike.
+
+    Such a row may still parse, with digits missing.
+    """
+    if len(rows) < 3 or rows[-1].endswith("\n"):
+        return False
+    lengths = {len(row) for row in rows[:-1]}
+    return len(lengths) == 1 and len(rows[-1]) + 1 < lengths.pop()
 
 
 def _skip_to_header(lines: _Lines) -> None:
