@@ -52,3 +52,54 @@ def split_indices(
         small[np.argmin(sizes)] = True
     chosen = small[group_of]
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def assign_parts(
+    groups: Array, fractions: Sequence[float], seed: int = 0, classes: Array | None = None
+) -> Array:
+    """Deal whole groups out to parts at random, so that each part gets its share of structures.
+
+    Groups go one by one, the largest first, to the part that lacks most; with classes this
+    happens class after class, so that each class is spread in proportion.
+
+    Args:
+        groups: [n] number of the group of each structure; negative ones (bad frames) go to part 0.
+        fractions: share of each part, at least two; they add up to 1.
+        seed: seed of the draw.
+        classes: [n] number of the class of each structure, to be spread over all parts.
+
+    Returns:
+        [n] number of the part of each structure.
+
+    Raises:
+        InputError: fractions that make no split, or fewer groups than parts.
+    """
+    shares = np.array(fractions, dtype=np.float64)
+    if len(shares) < 2 or not (shares > 0).all() or abs(shares.sum() - 1) > 1e-6:
+        raise InputError(
+            f"the fractions are {', '.join(f'{f:g}' for f in fractions)}: expected two or more, "
+            "all above 0, that add up to 1"
+        )
+    good = np.flatnonzero(groups >= 0)
+    _, first, group_of, sizes = np.unique(
+        groups[good], return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(sizes) < len(shares):
+        raise InputError(f"{len(sizes)} groups cannot be split into {len(shares)} parts")
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    order = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    if classes is not None:
+        order = order[np.argsort(classes[good][first][order], kind="stable")]
+    part_of = np.empty(len(sizes), dtype=np.int64)
+    filled, dealt = np.zeros(len(shares)), 0
+    for group in order:
+        dealt += sizes[group]
+        part_of[group] = np.argmax(shares * dealt - filled)
+        filled[part_of[group]] += sizes[group]
+    for empty in np.flatnonzero(filled == 0):
+        crowded = np.bincount(part_of).argmax()
+        smallest = next(group for group in order[::-1] if part_of[group] == crowded)
+        part_of[smallest] = empty
+    parts = np.zeros(len(groups), dtype=np.int64)
+    parts[good] = part_of[group_of]
+    return parts
