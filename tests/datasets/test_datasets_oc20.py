@@ -338,7 +338,7 @@ def test_what_is_recognised(tmp_path: Path) -> None:
     assert not is_oc20(other)
     (tmp_path / "c.lmdb").write_bytes(b"text")
     assert not is_oc20(tmp_path / "c.lmdb")
-    with pytest.raises(DataError, match=r"b\.lmdb.*an LMDB file"):
+    with pytest.raises(DataError, match=r"b\.lmdb: an LMDB file of no known layout: 2 entries.*zz"):
         list(iterate_file(other))
     with pytest.raises(DataError, match="no structures"):
         open_oc20(write(tmp_path / "d.lmdb", {b"zz": b""}, 0), ReadOptions())
