@@ -25,7 +25,7 @@ from mlip.datasets import open_dataset, structure_to_graph
 from mlip.datasets.check import check
 from mlip.datasets.convert import convert
 from mlip.datasets.dataset import Dataset
-from mlip.datasets.split import split_indices
+from mlip.datasets.transform import split
 from mlip.demo.data_slabs import ADSORBATE, METALS, write_raw_files
 from mlip.demo.summary import Table
 from mlip.errors import DataError, InputError
@@ -146,31 +146,18 @@ class _Tutorial:
             "Frames of one relaxation are near copies: a system (sid) goes whole to one side.",
         )
         folder = self.parts["test"].parent
-        self._python(
-            'rest, test = split_indices(len(store), 0.1, groups=[s.info["sid"] for s in store])'
-        )
+        shares = list(PARTS.values())
+        self._command(
+            "data", "split", self.store, folder, "--by", "sid",
+            "--fractions", ",".join(map(str, shares)),
+        )  # fmt: skip
         if not self._kept("split", folder):
-            self._write_parts()
+            split(self.store, folder, shares, by="sid", seed=self.size.seed, overwrite=True)
             self._finished("split")
         for part, path in self.parts.items():
             dataset = open_dataset(path)
             systems = {dataset[i].info["sid"] for i in range(len(dataset))}
             self.console.print(f"{part}: {len(dataset)} frames of {len(systems)} systems")
-
-    def _write_parts(self) -> None:
-        store = open_dataset(self.store)
-        sids = [store[i].info["sid"] for i in range(len(store))]
-        rest, test = split_indices(len(sids), PARTS["test"], self.size.seed, sids)
-        share = PARTS["valid"] / (1 - PARTS["test"])
-        chosen, held_out = split_indices(
-            len(rest), share, self.size.seed, [sids[int(i)] for i in rest]
-        )
-        for path, wanted in zip(
-            self.parts.values(), (rest[chosen], rest[held_out], test), strict=True
-        ):
-            mask = np.zeros(len(sids), dtype=bool)
-            mask[wanted] = True
-            convert(self.store, path, selected=[mask], overwrite=True)
 
     def train(self) -> None:
         """Train a small potential, or go on with it."""
@@ -248,9 +235,6 @@ class _Tutorial:
     def _command(self, *words: str | Path) -> None:
         line = shlex.join(["mlip", *map(str, words)])
         self.console.print(Text(f"$ {line}", style="cyan"), soft_wrap=True)
-
-    def _python(self, line: str) -> None:
-        self.console.print(Text(f">>> {line}", style="cyan"), soft_wrap=True)
 
     def _kept(self, step: str, path: Path) -> bool:
         if step in self.done:
