@@ -109,7 +109,10 @@ def _matches(pattern: str) -> list[Path]:
 
 def _folder(folder: Path) -> list[Path]:
     files = folder_files(folder)
-    kinds = {find_reader(file).name: file for file in reversed(files) if file.suffix == ".lmdb"}
+    kinds: dict[str, Path] = {}
+    for file in files:
+        if file.suffix == ".lmdb":
+            kinds.setdefault(find_reader(file).name, file)
     if len(kinds) > 1:
         (first, one), (second, other) = list(kinds.items())[:2]
         raise DataError(
