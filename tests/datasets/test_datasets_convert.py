@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import lzma
-import multiprocessing
 import os
 import resource
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mlip.cli.app import app
-from mlip.datasets import writer as store_module
 from mlip.datasets.convert import convert
 from mlip.datasets.labels import LabelKeys
 from mlip.datasets.options import ReadOptions
@@ -258,41 +255,6 @@ def test_full_disk_leaves_nothing(tmp_path: Path, in_child: InChild) -> None:
         assert kind == "error"
         assert f"cannot write {tmp_path / name}" in text
         assert os.listdir(tmp_path) == ["a.traj"]
-
-
-def test_kill_9_and_resume_give_the_same_store_and_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "BATCH_ENTRIES", 5)
-    frames = [labelled("CuAlO", -i, i) for i in range(160)]
-    for i in (0, 50, 51, 99, 159):
-        frames[i].calc.results["energy"] = float("nan")
-    ase.io.write(tmp_path / "a.traj", frames[:100])
-    ase.io.write(tmp_path / "b.extxyz", frames[100:])
-    inputs = [tmp_path / "a.traj", tmp_path / "b.extxyz"]
-    expected = convert(inputs, tmp_path / "whole.lmdb")
-    output, kills = tmp_path / "o.lmdb", 0
-    random = np.random.default_rng(1)
-    for _ in range(20):
-        process = multiprocessing.get_context("fork").Process(
-            target=convert, args=(inputs, output), kwargs={"resume": True}
-        )
-        process.start()
-        process.join(random.uniform(0.005, 0.1))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-        kills += process.exitcode == -signal.SIGKILL
-        if output.exists():
-            output.unlink()
-    assert kills >= 5
-    report = convert(inputs, output, resume=True)
-    assert report.dropped == 5
-    a, b = json.loads(expected.to_json()), json.loads(report.to_json())
-    assert {**a, "output": ""} == {**b, "output": ""}
-    whole, resumed = StructureStore(tmp_path / "whole.lmdb"), StructureStore(output)
-    assert whole.fingerprint() == resumed.fingerprint()
-    assert [s.energy for s in resumed] == [s.energy for s in whole]
 
 
 def test_resume_of_another_job_is_refused(tmp_path: Path, emt_frames: list[Atoms]) -> None:
