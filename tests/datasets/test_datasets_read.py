@@ -108,6 +108,47 @@ def test_vasp_outputs(vasp_files: Path) -> None:
     assert outcar.forces.shape == (len(outcar), 3)
 
 
+VASPRUN = """<?xml version="1.0" encoding="ISO-8859-1"?>
+<modeling>
+ <generator><i name="version" type="string">6.4.2</i></generator>
+ <incar></incar>
+ <kpoints><varray name="kpointlist"><v>0 0 0</v></varray></kpoints>
+ <atominfo><atoms>2</atoms><types>2</types>
+  <array name="atoms"><set><rc><c>Na</c><c>1</c></rc><rc><c>Cl</c><c>2</c></rc></set></array>
+ </atominfo>
+ {structure}
+ <calculation>
+  <scstep>{energy}</scstep>
+  {structure}
+  <varray name="forces"><v>0 0 0.1</v><v>0 0 -0.1</v></varray>
+  <varray name="stress"><v>10 1 2</v><v>1 20 3</v><v>2 3 -30</v></varray>
+  {energy}
+ </calculation>
+</modeling>
+"""
+VASP_STRUCTURE = """<structure name="initialpos"><crystal>
+ <varray name="basis"><v>4 0 0</v><v>0 5 0</v><v>0 0 6</v></varray></crystal>
+ <varray name="positions"><v>0 0 0</v><v>0.5 0.5 0.5</v></varray></structure>"""
+VASP_ENERGY = """<energy><i name="e_fr_energy">-10.5</i><i name="e_wo_entrp">-9.5</i>
+ <i name="e_0_energy">-10.0</i></energy>"""
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_folder_of_a_vasp_run(tmp_path: Path, ending: str) -> None:
+    text = VASPRUN.format(structure=VASP_STRUCTURE, energy=VASP_ENERGY).encode()
+    path = tmp_path / f"vasprun.xml{ending}"
+    path.write_bytes(gzip.compress(text) if ending else text)
+    (tmp_path / "INCAR").write_text("ISMEAR = 0")
+    s = open_dataset(tmp_path)[0]
+    assert s.energy == -10.0
+    assert s.numbers.tolist() == [11, 17]
+    assert s.positions[1].tolist() == [2, 2.5, 3]
+    assert s.forces.tolist() == [[0, 0, 0.1], [0, 0, -0.1]]
+    expected = -KBAR * np.array([[10, 1, 2], [1, 20, 3], [2, 3, -30]])
+    np.testing.assert_allclose(s.stress, expected, rtol=1e-7)
+    assert open_dataset(tmp_path, keys=LabelKeys(energy="free_energy"))[0].energy == -10.5
+
+
 ROW = 'Properties=species:S:1:pos:R:3:forces:R:3 energy={energy} pbc="F F F"'
 
 

@@ -1,4 +1,9 @@
-"""Files that ASE reads: trajectories, databases, DFT outputs and everything else it knows."""
+"""Files that ASE reads: trajectories, databases, DFT outputs and everything else it knows.
+
+Of VASP's energies ASE gives the one extrapolated to no smearing (``e_0_energy``, "sigma->0") as
+``energy`` and the one that the forces derive from (``e_fr_energy``, TOTEN) as ``free_energy``; name
+the latter with ``LabelKeys(energy="free_energy")``. Its stress has ASE's sign and unit.
+"""
 
 from __future__ import annotations
 
