@@ -122,7 +122,8 @@ def test_far_images_need_wider_shifts() -> None:
         numbers=[1, 1], positions=[[0, 0, 0], [3000.5, 0, 0]], cell=np.eye(3) * 3, pbc=[True] * 3
     )
     for shift, width in ((0, "i2"), (3 * 40_000, "i4")):
-        s = Structure(far.numbers, far.positions + [[0, 0, 0], [shift, 0, 0]], far.cell, far.pbc)
+        moved = far.positions + np.array([[0, 0, 0], [shift, 0, 0]])
+        s = Structure(far.numbers, moved, far.cell, far.pbc)
         flat = FlatBatch.from_structures([s], [4], 2.9)
         assert flat.sections["edge_shift"][0] == width
         assert_same(flat.to_graph(), batch_graphs([structure_to_graph(s, 2.9, index=4)]))
@@ -142,7 +143,8 @@ def test_without_a_cutoff_there_are_no_edges(store: StructureStore) -> None:
     assert graph.edge_index.shape == (2, 0)
     assert graph.edge_shift.shape == (0, 3)
     assert graph.cutoff.isnan().all()
-    assert [len(g.positions) for g in graph.to_data_list()] == [len(STRUCTURES[i]) for i in (1, 2, 3)]
+    sizes = [len(s) for s in STRUCTURES[1:4]]
+    assert [len(g.positions) for g in graph.to_data_list()] == sizes
 
 
 def test_parts_of_several_sets_are_read_together(store: StructureStore, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def with_bytes(structure: Structure, field: str, value: bytes) -> bytes:
     ("change", "words"),
     [
         (lambda s: encode(s)[:-1], r"structure 12: the entry is damaged \("),
-        (lambda s: b"", "structure 12: the entry is damaged"),
+        (lambda _: b"", "structure 12: the entry is damaged"),
         (lambda s: with_bytes(s, "numbers", b"\xc8"), "structure 12: .*atomic number 200"),
         (lambda s: with_bytes(s, "positions", np.float64(np.inf).tobytes()), "12: .*not finite"),
     ],

@@ -121,9 +121,7 @@ def test_log_normal_sizes_fill_the_budget_and_load_ranks_alike(binding: str) -> 
 
 def test_a_million_structures_take_little_time_and_memory() -> None:
     atoms, edges = log_normal(1_000_000)
-    sampler = EdgeBudgetSampler(
-        atoms, edges, max_atoms=700, max_edges=50_000, seed=0, world_size=8
-    )
+    sampler = EdgeBudgetSampler(atoms, edges, max_atoms=700, max_edges=50_000, seed=0, world_size=8)
     sampler.steps(0)
     begin = time.process_time()
     sampler.steps(1)

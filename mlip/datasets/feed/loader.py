@@ -71,7 +71,10 @@ class GraphLoader:
 
     def _widen(self, found: FlatBatch | MlipError) -> Batch:
         if isinstance(found, MlipError):
-            raise found
+            try:
+                raise found
+            finally:
+                del found  # the cycle error, traceback, frame would delay the end of the workers
         if self._device.type != "cpu":
             found = found.to(self._device, non_blocking=True)
         return found.to_graph()
