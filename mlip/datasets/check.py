@@ -16,7 +16,7 @@ import numpy as np
 from mlip.datasets.check_report import CheckedFile, CheckReport, draw_up
 from mlip.datasets.dataset import Dataset
 from mlip.datasets.options import ReadOptions
-from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file
+from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file, pick_entries
 from mlip.datasets.structure import Array
 from mlip.datasets.tally import Tally
 from mlip.errors import DataError, InputError
@@ -127,22 +127,6 @@ def _entries(
         elif len(chosen) == file.entries:
             yield from iterate_file(path, options)
         else:
-            yield from _picked(path, chosen, options)
+            yield from pick_entries(path, chosen.tolist(), options)
     except DataError as error:
         file.unreadable = str(error)
-
-
-def _picked(path: Path, chosen: Array, options: ReadOptions) -> Iterator[Entry]:
-    open_file = find_reader(path).open
-    assert open_file is not None
-    dataset = open_file(path, options)
-    for i in chosen.tolist():
-        try:
-            structure = dataset[i]
-        except DataError as error:
-            yield Entry(path, i, problem=str(error))
-        else:
-            labels = [
-                x for x in ("energy", "forces", "stress") if getattr(structure, x) is not None
-            ]
-            yield Entry(path, i, structure, {x: x for x in labels})

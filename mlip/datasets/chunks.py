@@ -13,8 +13,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from mlip.datasets.options import ReadOptions
-from mlip.datasets.read import Entry, iterate_file
+from mlip.datasets.read import Entry, iterate_file, pick_entries
 from mlip.datasets.statistics import Statistics
 from mlip.datasets.structure import Array, Structure
 from mlip.errors import DataError, InputError
@@ -107,25 +109,29 @@ def list_tasks(lengths: Sequence[int | None], place: Place) -> Iterator[Task]:
 
 def read_task(job: Job, task: Task) -> Iterator[Chunk]:
     """Give the chunks of a task; a damaged file ends with a chunk that says so."""
-    path, length = job.files[task.file], job.lengths[task.file]
     collected = _Collector(job, task.file, task.start)
     try:
-        for entry in _entries(path, job.options, task):
-            if collected.full:
-                yield collected.finish()
+        for entry in _entries(job, task):
+            if collected.full(entry.frame):
+                yield collected.finish(entry.frame)
                 collected = _Collector(job, task.file, entry.frame)
             collected.add(entry)
     except DataError as error:
         collected.chunk.damage = str(error)
-    collected.chunk.last = task.stop == length or collected.chunk.damage is not None
-    yield collected.finish()
+    last = task.stop == job.lengths[task.file] or collected.chunk.damage is not None
+    yield collected.finish(task.stop, last)
 
 
-def _entries(path: Path, options: ReadOptions, task: Task) -> Iterator[Entry]:
+def _entries(job: Job, task: Task) -> Iterator[Entry]:
+    path = job.files[task.file]
+    if task.stop is None:
+        return iterate_file(path, job.options, task.start)
     if task.stop == 0:
         raise DataError(f"{path}: there are no structures in this file")
-    count = None if task.stop is None else task.stop - task.start
-    return islice(iterate_file(path, options, task.start), count)
+    if job.selected is None:
+        return islice(iterate_file(path, job.options, task.start), task.stop - task.start)
+    wanted = task.start + np.flatnonzero(job.selected[task.file][task.start : task.stop])
+    return pick_entries(path, wanted.tolist(), job.options) if len(wanted) else iter(())
 
 
 class _Collector:
@@ -135,33 +141,32 @@ class _Collector:
         self.chunk = Chunk(file, start)
         self._job = job
         self._bytes = 0
+        self._seen = start
         self._statistics = Statistics()
         self._labels: dict[str, Counter[str]] = {}
         self._not_kept: Counter[str] = Counter()
         self._left_out: Counter[str] = Counter()
         self._hints: dict[str, None] = {}
 
-    @property
-    def full(self) -> bool:
+    def full(self, frame: int) -> bool:
         """Tell whether the next frame belongs to another chunk."""
-        c = self.chunk
-        place = c.start + c.frames
-        return c.frames > 0 and (place % CHUNK_FRAMES == 0 or self._bytes >= CHUNK_BYTES)
+        start = self.chunk.start
+        crossed = frame // CHUNK_FRAMES > start // CHUNK_FRAMES
+        return frame > start and (crossed or self._bytes >= CHUNK_BYTES)
 
     def add(self, entry: Entry) -> None:
-        """Take the next frame."""
-        self.chunk.frames += 1
+        """Take a frame behind those before."""
         selected = self._job.selected
+        self._seen = entry.frame + 1
         if selected is not None and not selected[self.chunk.file][entry.frame]:
-            self._left_out["not selected"] += 1
             return
         structure, problem = entry.structure, entry.problem
-        reason = structure and self._job.accept and self._job.accept(structure)
-        if reason:
-            self._left_out[reason] += 1
-            return
         if structure is not None:
             try:
+                reason = self._job.accept and self._job.accept(structure)
+                if reason:
+                    self._left_out[reason] += 1
+                    return
                 data = self._job.encode(structure)
                 self._statistics.add(structure)
                 self._keep(data, len(structure), entry)
@@ -180,13 +185,19 @@ class _Collector:
         if len(self._hints) < HINTS:
             self._hints.update(dict.fromkeys(entry.hints))
 
-    def finish(self) -> Chunk:
-        """Give the chunk with all that was counted."""
-        self.chunk.record = {
+    def finish(self, end: int | None, last: bool = False) -> Chunk:
+        """Give the chunk with all that was counted; frames up to ``end`` belong to it."""
+        chunk = self.chunk
+        chunk.frames = (self._seen if end is None or chunk.damage else end) - chunk.start
+        chunk.last = last
+        taken = len(chunk.entries) + len(chunk.bad) + self._left_out.total()
+        if chunk.frames > taken:
+            self._left_out["not selected"] = chunk.frames - taken
+        chunk.record = {
             "statistics": self._statistics.to_record(),
             "label_keys": {label: dict(counts) for label, counts in self._labels.items()},
             "not_kept": dict(self._not_kept),
             "left_out": dict(self._left_out),
             "hints": list(self._hints),
         }
-        return self.chunk
+        return chunk

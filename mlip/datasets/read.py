@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,28 @@ def iterate_file(path: Path, options: ReadOptions | None = None, start: int = 0)
         yield _entry(path, index, content, options)
     if count == 0:
         raise DataError(f"{path}: there are no structures in this file")
+
+
+def pick_entries(
+    path: Path, frames: Iterable[int], options: ReadOptions | None = None
+) -> Iterator[Entry]:
+    """Give chosen frames of a file with random access, each as a structure or with its problem.
+
+    Raises:
+        DataError: the file is missing, empty, damaged or of a format that only streams.
+    """
+    options = options or ReadOptions()
+    reader = find_reader(path)
+    if reader.open is None:
+        raise DataError(f"{path}: frames of {reader.name} cannot be picked: convert it first")
+    dataset = reader.open(path, options)
+    fetch: Callable[[int], Any] = getattr(dataset, "extract", dataset.__getitem__)
+    for frame in frames:
+        try:
+            content = fetch(frame)
+        except DataError as error:
+            content = error
+        yield _entry(path, frame, content, options)
 
 
 def find_reader(path: Path) -> Reader:
