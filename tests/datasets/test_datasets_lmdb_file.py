@@ -101,6 +101,13 @@ def test_a_file_that_shrinks_or_is_replaced_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "b.lmdb", items(20, seed=2)).replace(path)
     with pytest.raises(DataError, match="replaced while in use"):
         reader.get(b"1")
+    like = {key: value[::-1] for key, value in items(20, seed=2).items()}
+    reader = LmdbReader(path)
+    write(tmp_path / "c.lmdb", like).replace(path)
+    assert LmdbReader(path).meta == reader.meta
+    reader.close()
+    with pytest.raises(DataError, match="replaced while in use"):
+        reader.get(b"1")
     reader.close()
     path.unlink()
     with pytest.raises(DataError, match="no such file"):

@@ -223,6 +223,39 @@ def test_a_storage_with_contradicting_counts_or_more_bytes() -> None:
     assert_same(loads(unusual)["pos"], torch.arange(14.0))
 
 
+def test_a_storage_with_bytes_too_few_or_too_many() -> None:
+    payload = torch.arange(4.0)._typed_storage().__reduce__()[1][0]
+
+    class Storage:
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+
+        def __reduce__(self) -> Any:
+            return torch.storage._load_from_bytes, (self.content,)
+
+    class Tensor:
+        def __init__(self, content: bytes) -> None:
+            hooks: Any = collections.OrderedDict()
+            self.args = (Storage(content), 0, (4,), (1,), False, hooks)
+
+        def __reduce__(self) -> Any:
+            return torch._utils._rebuild_tensor_v2, self.args  # type: ignore[attr-defined]
+
+    assert loads(pickle.dumps(Tensor(payload), 4)).tolist() == [0, 1, 2, 3]
+    unusual = payload.replace(b"\x03\x00\x00\x00cpu", b"\x03\x00\x00\x00gpu")
+    for whole in (payload, unusual):
+        for content in (whole[:-1], whole[:-4], whole + b"\0", whole + b"\0" * 4, whole[:100], b""):
+            with pytest.raises(DataError):
+                loads(pickle.dumps(Tensor(content), 4))
+
+
+def test_a_shape_whose_count_disagrees_with_its_numbers() -> None:
+    data = pickle.dumps([torch.zeros(1), torch.zeros(14, 3)], 4)
+    assert loads(data)[1].shape == (14, 3)
+    with pytest.raises(DataError):
+        loads(data.replace(b"K\x0eK\x03\x86", b"K\x0eK\x03\x85"))
+
+
 BOMBS = {
     "declared length of 2^40": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
     "bytearray of 2^40": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"x.",
@@ -238,7 +271,7 @@ BOMBS = {
     + b"".join(b"](" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"e\x94" for i in range(60))
     + b".",
     "a list in itself": b"\x80\x04]\x94h\x00a.",
-    "chain of calls": b"\x80\x04ccollections\nOrderedDict\n" + b")R" * 200_000 + b".",
+    "chain of calls": b"\x80\x04ccollections\nOrderedDict\n" + b")R" * 400_000 + b".",
     "two million operations": b"\x80\x04" + b"N0" * 1_000_000 + b"N.",
     "many lists": b"\x80\x04" + b"]" * 1_000_100 + b".",
     "huge integer": b"\x80\x04\x8b" + struct.pack("<I", 2**20) + b"\x7f" * 2**20 + b".",
