@@ -20,9 +20,9 @@ COMMANDS = {
     "predict": "Predict energies, forces and stress of any number of structures.",
     "evaluate": "Compare a potential with labelled structures.",
     "train": "Train a potential.",
-    "convert": "Convert structures and labels to a native store, with a report.",
+    "convert": "Convert data files of any known format to one data set, with a report.",
     "check": "Report what a data set holds and what is wrong with it.",
-    "data": "Try the data layer on data that it makes itself.",
+    "data": "Merge, split, filter and index data sets; a demo of the data layer.",
     "info": "Show a potential's card, or versions and devices.",
     "demo": "Run the main job on what ships: relax, simulate, compare, train.",
 }

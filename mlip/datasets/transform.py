@@ -5,7 +5,9 @@ All of them are conversions with some frames left out: checked, reported, never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import hashlib
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from mlip.datasets.convert import convert
 from mlip.datasets.options import ReadOptions
-from mlip.datasets.read import Entry, PathLike, expand, iterate_file
+from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file
 from mlip.datasets.report import ConversionReport
 from mlip.datasets.split import assign_parts
 from mlip.datasets.statistics import geometry_hash, nearest_distance
@@ -81,6 +83,7 @@ def split(
     """
     options = options or ReadOptions()
     names = PART_NAMES.get(len(fractions)) or tuple(f"part{i}" for i in range(len(fractions)))
+    _keep_apart(expand(inputs), [Path(folder) / f"{name}{suffix}" for name in names])
     groups, classes, lengths = _grouped(expand(inputs), by, stratify, options)
     part = assign_parts(groups, fractions, seed, classes)
     reports: dict[str, ConversionReport] = {}
@@ -204,45 +207,36 @@ def _grouped(
     files: Sequence[Path], by: str, stratify: str | None, options: ReadOptions
 ) -> tuple[Array, Array | None, list[int]]:
     """Number group and class of every frame, -1 for a bad one; also the frames of each file."""
-    group_of, class_of = _Numbered(_key(by)), _Numbered(_key(stratify)) if stratify else None
-    lengths: list[int] = []
+    group_key, class_key = _key(by), _key(stratify) if stratify else None
+    groups, classes, lengths = array("q"), array("q"), []
     for path in files:
-        before = len(group_of.values)
+        before = len(groups)
         for entry in iterate_file(path, options):
-            group_of.add(entry)
-            if class_of is not None:
-                class_of.add(entry)
-        lengths.append(len(group_of.values) - before)
-    classes = None if class_of is None else np.array(class_of.values, dtype=np.int64)
-    return np.array(group_of.values, dtype=np.int64), classes, lengths
+            groups.append(_hashed(group_key, entry))
+            if class_key is not None:
+                classes.append(_hashed(class_key, entry))
+        lengths.append(len(groups) - before)
+    return np.array(groups), np.array(classes) if stratify else None, lengths
 
 
-class _Numbered:
-    """Numbers for the values of a key in the order of their first appearance."""
-
-    def __init__(self, key: Callable[[Entry], Hashable]) -> None:
-        self._key = key
-        self._numbers: dict[Hashable, int] = {}
-        self.values: list[int] = []
-
-    def add(self, entry: Entry) -> None:
-        bad = entry.structure is None
-        number = -1 if bad else self._numbers.setdefault(self._key(entry), len(self._numbers))
-        self.values.append(number)
+def _hashed(key: Callable[[Entry], bytes], entry: Entry) -> int:
+    if entry.structure is None:
+        return -1
+    return int.from_bytes(hashlib.blake2b(key(entry), digest_size=8).digest(), "little") >> 1
 
 
-def _key(name: str) -> Callable[[Entry], Hashable]:
+def _key(name: str) -> Callable[[Entry], bytes]:
     if name == "geometry":
-        return lambda entry: geometry_hash(_structure(entry))
+        return lambda entry: geometry_hash(_structure(entry)).to_bytes(8, "little")
     if name == "composition":
         return lambda entry: reduced_composition(_structure(entry))
 
-    def of_info(entry: Entry) -> Hashable:
+    def of_info(entry: Entry) -> bytes:
         value = _structure(entry).info.get(name)
         if value is None:
             known = ", ".join(sorted(_structure(entry).info)) or "nothing"
             raise DataError(f"{entry.name}: info has no {name!r}; it has {known}")
-        return str(value)
+        return str(value).encode()
 
     return of_info
 
@@ -258,9 +252,13 @@ def _structure(entry: Entry) -> Structure:
     return entry.structure
 
 
-def _length(path: Path, options: ReadOptions) -> int:
-    from mlip.datasets.read import find_reader
+def _keep_apart(files: Sequence[Path], outputs: Sequence[Path]) -> None:
+    same = {path.resolve() for path in files} & {path.resolve() for path in outputs}
+    if same:
+        raise DataError(f"{same.pop()} is both input and output: choose another folder")
 
+
+def _length(path: Path, options: ReadOptions) -> int:
     reader = find_reader(path)
     if reader.open is not None:
         return len(reader.open(path, options))
