@@ -137,7 +137,9 @@ class DataConfig(_Settings):
         taken = {each.name for each in self.sets("train")} if split != "train" else set()
         complete = []
         for number, each in enumerate(sources, start=1):
-            changes = {k: v for k, v in defaults.items() if getattr(each, k) is None}
+            changes: dict[str, Any] = {
+                k: v for k, v in defaults.items() if getattr(each, k) is None
+            }
             stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(each.paths[0]).name.split(".")[0])
             stem = stem.strip("-") or f"set{number}"
             changes["name"] = each.name or (f"{stem}.{split}" if stem in taken else stem)

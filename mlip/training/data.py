@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +20,15 @@ from mlip.datasets.dataset import ConcatenatedDataset, Dataset, SelectedDataset
 from mlip.datasets.feed.mixture import Relabelled, appearance_weights, shift_of
 from mlip.datasets.feed.packing import EdgeBudgetSampler
 from mlip.datasets.formats.native import is_lmdb
+from mlip.datasets.policy import BadEntries
 from mlip.datasets.read import expand
 from mlip.datasets.structure import Structure
 from mlip.errors import DataError, InputError
-from mlip.files import atomic_write
 from mlip.graph import AtomicGraph, batch_graphs, neighbor_list
 from mlip.training.survey import Survey, Surveyor, join
 
 HASHED_WHOLE = 256 << 20  # bytes; of larger files only the two ends are hashed
 _HASHED_ENDS = 8 << 20
-
-
-@dataclass
-class BadStructures:
-    """What to do with structures that cannot be used, and which they were.
-
-    Attributes:
-        policy: ``"raise"``, ``"skip"`` or ``"quarantine"`` (as in `DataConfig.on_bad`).
-        found: name and problem of each.
-    """
-
-    policy: str = "raise"
-    found: list[tuple[str, str]] = field(default_factory=list)
-
-    def take(self, name: str, error: InputError) -> None:
-        """Note a bad structure, or raise.
-
-        Raises:
-            InputError: the policy is to raise.
-        """
-        text = str(error) if name in str(error) else f"{name}: {error}"
-        if self.policy == "raise":
-            raise type(error)(f"{text} (data.on_bad=skip trains without such structures)")
-        self.found.append((name, text))
-
-    def write(self, path: Path) -> None:
-        """Write the list of bad structures: tab-separated name and problem."""
-        with atomic_write(path, "w") as file:
-            for name, problem in self.found:
-                file.write("\t".join(" ".join(x.split()) for x in (name, problem)) + "\n")
 
 
 @dataclass
@@ -153,7 +123,7 @@ def survey_part(
     dataset: Dataset,
     cutoff: float,
     memory: GraphMemory,
-    bad: BadStructures,
+    bad: BadEntries,
     *,
     start: int = 0,
     weight: float = 1.0,
@@ -170,9 +140,11 @@ def survey_part(
         weight: expected appearances of a structure in an epoch.
 
     Raises:
-        InputError: a structure cannot be used and `bad` says to raise.
+        DataError: a structure cannot be used and `bad` says to raise.
     """
-    surveyor, graphs, good = Surveyor(), [], []
+    surveyor = Surveyor()
+    graphs: list[AtomicGraph] = []
+    good: list[int] = []
     keep = memory.left >= 0
     for i, structure in _usable(dataset, bad):
         try:
@@ -186,7 +158,7 @@ def survey_part(
                 s = structure
                 n_edges = neighbor_list(s.positions, s.cell, s.pbc, cutoff)[0].shape[1]
         except InputError as error:
-            bad.take(dataset.name(i), error)
+            _take(bad, dataset.name(i), error)
             continue
         surveyor.add(structure, n_edges)
         good.append(i)
@@ -195,14 +167,19 @@ def survey_part(
     return Part(name, dataset, surveyor.result(), graphs if keep else None, weight)
 
 
-def _usable(dataset: Dataset, bad: BadStructures) -> Iterator[tuple[int, Structure]]:
+def _usable(dataset: Dataset, bad: BadEntries) -> Iterator[tuple[int, Structure]]:
     for i in range(len(dataset)):
         try:
             structure = dataset[i]
         except InputError as error:
-            bad.take(dataset.name(i), error)
+            _take(bad, dataset.name(i), error)
         else:
             yield i, structure
+
+
+def _take(bad: BadEntries, name: str, error: InputError) -> None:
+    hint = " (data.on_bad=skip trains without such structures)" if bad.policy == "raise" else ""
+    bad.add(name, f"{error}{hint}")
 
 
 def loader(

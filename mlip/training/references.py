@@ -115,7 +115,7 @@ def merge(parts: Iterable[EnergyStatistics]) -> EnergyStatistics:
         if having:
             rows = np.vstack([part.factor(element, elements) for part in having])
             counts[element] = sum(part.counts[element] for part in having)
-            factors[element] = np.linalg.qr(rows, mode="r")
+            factors[element] = np.asarray(np.linalg.qr(rows, mode="r"))
     return EnergyStatistics(elements, counts, factors)
 
 

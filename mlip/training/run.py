@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 
 from mlip.datasets.feed.packing import EdgeBudgetSampler
+from mlip.datasets.policy import BadEntries
 from mlip.errors import InputError, UnknownElementError, require
 from mlip.files import atomic_write
 from mlip.models import create_model
 from mlip.potential import Potential, load_potential
 from mlip.training.choose import check_model_settings, choose_settings, cutoff_of, default_folder
 from mlip.training.config import SPLITS, TrainConfig, load_config, write_config
-from mlip.training.data import BadStructures, GraphSet, describe_files, loader
+from mlip.training.data import GraphSet, describe_files, loader
 from mlip.training.losses import weights_at
 from mlip.training.metrics import ErrorSums, results_of
 from mlip.training.report import RunLog
@@ -102,7 +103,9 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
             start = load_potential(config.initial, dtype="float64")
         if start is not None:
             config = _settings_of(start, config)
-        splits = open_splits(config.data, cutoff_of(config), config.seed)
+        splits = open_splits(
+            config.data, cutoff_of(config), config.seed, _bad_entries(config, rank)
+        )
         config = choose_settings(config, splits.train.survey, splits.train.weights())
         assert config.out is not None
         folder = Path(config.out)
@@ -117,7 +120,9 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
             with atomic_write(folder / DATA_FILE, "w") as file:
                 json.dump(files, file, indent=1)
         _announce(console, config, splits, potential, zero, world_size)
-        _report_bad(console, splits.bad, folder if rank == 0 else None)
+        splits.bad.save()
+        for line in splits.bad.summary(splits.entries()):
+            console.print(line, style="yellow", highlight=False)
         stored = read_newest_state(folder) if resume else None
         position, tensors = stored or (Position(), {})
         if resume:
@@ -175,7 +180,8 @@ def _fit(
         num_sanity_val_steps=0,
         default_root_dir=config.out,
     )
-    feed = {"workers": config.data.workers, "start_method": config.data.start_method}
+    data = config.data
+    feed: dict[str, Any] = {"workers": data.workers, "start_method": data.start_method}
     valid = [loader(v, _sampler(config, v, shuffle=False), **feed) for v in splits.valid]
     trainer.fit(
         module,
@@ -385,7 +391,7 @@ def _statistics(config: TrainConfig, splits: Splits, zero: Zero) -> dict[str, An
         "energy_convention": zero.convention,
         "reference_energies_from": zero.references.source,
         "reference_residual_rmse": _finite(zero.references.rmse),
-        "left_out": len(splits.bad.found),
+        "left_out": len(splits.bad.entries),
         "sets": sets,
     }
 
@@ -394,19 +400,13 @@ def _finite(value: float) -> float | None:
     return value if value == value else None
 
 
-def _report_bad(console: Console, bad: BadStructures, folder: Path | None) -> None:
-    """Say how many structures were left out, and list them if asked for."""
-    if not bad.found:
-        return
-    where = ""
-    if bad.policy == "quarantine" and folder is not None:
-        bad.write(folder / QUARANTINE_FILE)
-        where = f", listed in {folder / QUARANTINE_FILE}"
-    console.print(
-        f"left out: {len(bad.found)} structures that cannot be used{where}; the first: "
-        f"{bad.found[0][1]}",
-        style="yellow", highlight=False,
-    )  # fmt: skip
+def _bad_entries(config: TrainConfig, rank: int) -> BadEntries:
+    """Decide what becomes of structures that cannot be used; the first process lists them."""
+    policy = config.data.on_bad
+    if policy != "quarantine" or rank != 0:
+        return BadEntries("skip" if policy == "quarantine" else policy)
+    folder = Path(config.out if config.out is not None else default_folder(config))
+    return BadEntries(policy, folder / QUARANTINE_FILE)
 
 
 def _check_same_data(folder: Path, files: dict[str, Any]) -> None:

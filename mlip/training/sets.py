@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mlip.datasets import LabelKeys, open_dataset, split_indices
+from mlip.datasets import LabelKeys, split_indices
+from mlip.datasets.collection import open_files, warn_of
 from mlip.datasets.dataset import ConcatenatedDataset, Dataset, SelectedDataset
 from mlip.datasets.feed.mixture import Relabelled
+from mlip.datasets.options import ReadOptions
+from mlip.datasets.policy import BadEntries
+from mlip.datasets.read import expand
 from mlip.errors import DataError, InputError
 from mlip.training.config import DataConfig, SetConfig
-from mlip.training.data import BadStructures, GraphMemory, GraphSet, Part, survey_part
+from mlip.training.data import GraphMemory, GraphSet, Part, survey_part
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,11 @@ class Splits:
     valid: tuple[GraphSet, ...]
     test: tuple[GraphSet, ...]
     conventions: dict[tuple[str, str], str]
-    bad: BadStructures = field(default_factory=BadStructures)
+    bad: BadEntries = field(default_factory=BadEntries)
+
+    def entries(self) -> int:
+        """Count all entries of the files, also those that were left out."""
+        return sum(len(graphs) for _, graphs in self.all()) + len(self.bad.entries)
 
     def all(self) -> Iterator[tuple[str, GraphSet]]:
         """Give every set with the split that it belongs to."""
@@ -39,21 +47,29 @@ class Splits:
                 yield split, each
 
 
-def open_splits(config: DataConfig, cutoff: float, seed: int) -> Splits:
+def open_splits(
+    config: DataConfig, cutoff: float, seed: int, bad: BadEntries | None = None
+) -> Splits:
     """Read the data sets of a run and build their graphs.
 
+    Args:
+        config: which data sets.
+        cutoff: neighbour cutoff of the graphs, Å.
+        seed: of the division into training and validation set.
+        bad: takes note of structures that cannot be used; None raises.
+
     Raises:
-        DataError: a file that cannot be read, a set without labels, a bad structure (unless
-            `on_bad` says otherwise).
+        DataError: a file that cannot be read, a set without labels, a bad structure (if `bad`
+            says to raise).
         InputError: unknown label keys, an energy convention or IS2RE frame that nobody stated.
     """
-    bad = BadStructures(config.on_bad)
+    bad = bad or BadEntries()
     conventions: dict[tuple[str, str], str] = {}
     opened: dict[str, list[tuple[SetConfig, Dataset]]] = {}
     for split in ("train", "valid", "test"):
         opened[split] = []
         for each in config.sets(split):
-            dataset = _open(each, config)
+            dataset = _open(each, config, bad)
             conventions[split, str(each.name)] = _convention(each, dataset)
             opened[split].append((each, dataset))
     if config.valid is None:
@@ -74,13 +90,11 @@ def open_splits(config: DataConfig, cutoff: float, seed: int) -> Splits:
     )
 
 
-def _open(each: SetConfig, config: DataConfig) -> Dataset:
-    dataset = open_dataset(
-        list(each.paths),
-        keys=_label_keys(config.keys),
-        energy_convention=each.energy_convention,
-        is2re=each.is2re,
-    )
+def _open(each: SetConfig, config: DataConfig, bad: BadEntries) -> Dataset:
+    keys = _label_keys(config.keys) or LabelKeys()
+    options = ReadOptions(keys, each.energy_convention, each.is2re)
+    dataset = open_files(expand(each.paths), options, bad)
+    warn_of(dataset.facts.problems)
     if dataset.facts.relaxation_frame == "unstated":
         raise InputError(
             f"{each.paths[0]}: these IS2RE entries hold the first positions with the last energy, "
@@ -143,7 +157,7 @@ def _survey(
     split: str,
     cutoff: float,
     limit: float,
-    bad: BadStructures,
+    bad: BadEntries,
 ) -> list[Part]:
     memory, parts, start = GraphMemory(limit), [], 0
     for each, dataset in sets:

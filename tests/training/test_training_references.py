@@ -123,7 +123,7 @@ def test_given_energies_leave_no_residual() -> None:
 
 def test_isolated_atoms_must_be_there() -> None:
     assert isolated_references({1: -13.6, 8: -5.0, 6: 0.0}, (1, 8)) == {1: -13.6, 8: -5.0}
-    with pytest.raises(InputError, match="no neutral isolated atom.* of C, O"):
+    with pytest.raises(InputError, match=r"no neutral isolated atom.* of C, O"):
         isolated_references({1: -13.6}, (1, 6, 8))
 
 

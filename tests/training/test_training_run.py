@@ -52,7 +52,7 @@ def test_two_frames_are_learned_by_heart(
     )
     result = train(build_config(config), console=QUIET)
     assert result.metrics["valid_energy_mae_meV_per_atom"] < 0.1
-    assert result.metrics["valid_forces_mae_meV_per_A"] < 4.0
+    assert result.metrics["valid_forces_mae_meV_per_A"] < 6.0
     assert result.metrics["valid_stress_mae_GPa"] < 0.15
     for atoms in frames:  # the exported file, against ASE, not against our own metrics
         found = predict(result.path, atoms)
