@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from mlip.datasets import writer as store_module
 from mlip.datasets.lmdb_file import check_lmdb_file
+from mlip.datasets.read import find_reader
 from mlip.datasets.store import StructureStore
 from mlip.datasets.structure import Structure
 from mlip.datasets.writer import StructureWriter
@@ -69,6 +70,16 @@ def test_many_batches_and_a_growing_map(
     path = write(tmp_path / "a.lmdb", random_structure, 300)
     assert path.stat().st_size > 10 * 32 * 1024
     assert [s.info["number"] for s in StructureStore(path)] == list(range(300))
+
+
+def test_a_store_is_never_taken_for_pickles(tmp_path: Path) -> None:
+    """The first byte of an entry is that of the length of its header, which may be 0x80."""
+    for n in range(1, 400):
+        structure = Structure(np.full(n, 29), np.zeros((n, 3)), info={"x": "y" * n})
+        if StructureWriter.encode(structure)[0] == 0x80:
+            break
+    write(tmp_path / "a.lmdb", lambda _: structure, 3)
+    assert find_reader(tmp_path / "a.lmdb").name == "mlip store (.lmdb)"
 
 
 def test_an_empty_store_is_possible(tmp_path: Path, random_structure: Make) -> None:

@@ -21,6 +21,7 @@ from mlip.datasets.formats.reader import Frames
 from mlip.datasets.labels import Extracted
 from mlip.datasets.lmdb_reader import LmdbReader
 from mlip.datasets.options import ReadOptions
+from mlip.datasets.store import METADATA_KEY
 from mlip.datasets.structure import Array, Structure
 from mlip.errors import DataError
 
@@ -43,6 +44,8 @@ def is_oc20(path: Path) -> bool:
             return False
     try:
         reader = LmdbReader(path)
+        if reader.get(METADATA_KEY) is not None:
+            return False  # a store of this package: its entries may begin with the same byte
         for key in islice(reader.keys(b"0"), _LOOKED_AT):
             if key >= _AFTER_DIGITS:
                 return False
