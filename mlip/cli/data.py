@@ -73,6 +73,7 @@ def split(
     suffix: Annotated[str, typer.Option(help="Kind of the outputs")] = ".lmdb",
     energy_convention: EnergyConventionOption = None,
     workers: WorkersOption = 0,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Split data sets into parts that share no geometry, composition or other group."""
@@ -80,7 +81,7 @@ def split(
 
     reports = transform.split(
         inputs, folder, _numbers(fractions), by=by, stratify=stratify, seed=seed, suffix=suffix,
-        options=_options(energy_convention), workers=workers, overwrite=overwrite,
+        options=_options(energy_convention), workers=workers, resume=resume, overwrite=overwrite,
     )  # fmt: skip
     for name, report in reports.items():
         typer.echo(f"{name}: {report.kept} structures in {report.output}")
@@ -102,6 +103,7 @@ def subset(
     seed: Seed = 0,
     energy_convention: EnergyConventionOption = None,
     workers: WorkersOption = 0,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Take some frames, drawn at random or listed in a file."""
@@ -110,7 +112,7 @@ def subset(
     run_conversion(
         transform.subset, inputs, output, report=None, number=number, fraction=fraction,
         indices=None if indices is None else _read_indices(indices), seed=seed,
-        options=_options(energy_convention), workers=workers, overwrite=overwrite,
+        options=_options(energy_convention), workers=workers, resume=resume, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -129,6 +131,7 @@ def filter_command(
     energy_convention: EnergyConventionOption = None,
     workers: WorkersOption = 0,
     report: ReportOption = None,
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Keep the structures that meet all criteria; the report counts why others were left out."""
@@ -140,7 +143,7 @@ def filter_command(
     )  # fmt: skip
     run_conversion(
         transform.filter_structures, inputs, output, criteria, report=report,
-        options=_options(energy_convention), workers=workers, overwrite=overwrite,
+        options=_options(energy_convention), workers=workers, resume=resume, overwrite=overwrite,
     )  # fmt: skip
 
 

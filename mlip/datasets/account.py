@@ -89,6 +89,12 @@ class Account:
                     f"no frame has the {label} key {key!r}; numbers found under other keys: {hints}"
                 )
 
+    def facts(self) -> dict[str, Any]:
+        """Give what is known of the data before they are read."""
+        convention = self.sources.energy_convention
+        stated = {} if convention is None else {"energy_convention": convention}
+        return {**stated, **self.sources.carried}
+
     def metadata(self) -> dict[str, Any]:
         """Give what the output says about its origin."""
         sources = [{"name": file.name, "structures": x.kept} for file, x in self._pairs()]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import orjson
 
@@ -41,6 +41,7 @@ def convert(
     resume: bool = False,
     overwrite: bool = False,
     allow_unlabelled: bool = False,
+    metadata: Mapping[str, Any] | None = None,
     selected: Sequence[Array] | None = None,
     accept: Accept | None = None,
     on_frames: OnFrames | None = None,
@@ -65,6 +66,8 @@ def convert(
         resume: continue an interrupted conversion of the same inputs (not text).
         overwrite: replace an existing output.
         allow_unlabelled: accept inputs without any label.
+        metadata: JSON-able facts about the data that the output shall state (``level_of_theory``,
+            ``licence``, ...), beside those that it states anyway.
         selected: for each input the frames that are wanted, [n] True or False.
         accept: says why a structure is left out on purpose, None if it is wanted; a module-level
             function or an object that can be pickled where there are workers.
@@ -104,8 +107,7 @@ def convert(
                 account.add(record)
         else:
             place = open_output(target, shard_size, resume=resume, overwrite=overwrite)
-            if sources.energy_convention is not None:
-                place.metadata["energy_convention"] = sources.energy_convention
+            place.metadata = {**account.facts(), **(metadata or {})}
             try:
                 _resume(journal, account, place)
                 _fill(place, journal, account, job, workers, policy, on_frames)

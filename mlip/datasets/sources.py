@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import find_reader
 from mlip.errors import DataError
 
+STORE = "mlip store"
 EVIDENCE = 50  # entries that are looked at
+CARRIED = ("level_of_theory", "licence")  # facts of stores that the output states again
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,13 @@ class Sources:
         lengths: frames of each input, None where only reading to the end would tell.
         energy_convention: of all of them; None if nothing is known.
         problems: what is wrong with files but leaves their frames readable.
+        carried: level of theory and licence, where inputs state them.
     """
 
     lengths: tuple[int | None, ...]
     energy_convention: str | None
     problems: tuple[str, ...]
+    carried: dict[str, Any]
 
 
 def inspect_sources(files: Sequence[Path], options: ReadOptions) -> Sources:
@@ -40,30 +45,44 @@ def inspect_sources(files: Sequence[Path], options: ReadOptions) -> Sources:
 
     Raises:
         DataError: a file does not exist, what its energies or frames are is not said, or inputs
-            hold energies of different conventions.
+            state different conventions, levels of theory or licences.
     """
     lengths: list[int | None] = []
     problems: list[str] = []
+    carried: dict[str, tuple[Path, Any]] = {}
     conventions: dict[str | None, Path] = {}
     for path in files:
         if not path.exists():
             raise DataError(f"{path}: there is no such file")
-        length, facts = _inspect(path, options)
+        length, facts, stated = _inspect(path, options)
         lengths.append(length)
+        for name, value in stated.items():
+            first = carried.setdefault(name, (path, value))
+            if first[1] != value:
+                raise DataError(
+                    f"{first[0]} states the {name} {first[1]!r} and {path} {value!r}: they cannot "
+                    "be put into one data set"
+                )
         problems += facts.problems
         conventions.setdefault(facts.energy_convention, path)
-    return Sources(tuple(lengths), _common(conventions, options), tuple(problems))
+    return Sources(
+        tuple(lengths),
+        _common(conventions, options),
+        tuple(problems),
+        {name: value for name, (_, value) in carried.items()},
+    )
 
 
-def _inspect(path: Path, options: ReadOptions) -> tuple[int | None, DatasetFacts]:
-    """Give the number of frames, if it can be known, and the facts of one file."""
+def _inspect(path: Path, options: ReadOptions) -> tuple[int | None, DatasetFacts, dict[str, Any]]:
+    """Give the number of frames, if it can be known, the facts of one file and what it states."""
     try:
         reader = find_reader(path)
         if reader.open is None:
-            return None, reader.facts(options) if reader.facts else DatasetFacts(reader.name)
+            facts = reader.facts(options) if reader.facts else DatasetFacts(reader.name)
+            return None, facts, {}
         dataset = reader.open(path, options)
     except DataError:
-        return None, DatasetFacts("unreadable")  # reading it will say what is wrong
+        return None, DatasetFacts("unreadable"), {}  # reading it will say what is wrong
     if dataset.facts.energy_convention == "unstated":
         raise DataError(_ask_for_convention(path, dataset))
     if dataset.facts.relaxation_frame == "unstated":
@@ -72,7 +91,15 @@ def _inspect(path: Path, options: ReadOptions) -> tuple[int | None, DatasetFacts
             "(first positions, forces and energy) or --is2re relaxed (last positions and energy, "
             "no forces)"
         )
-    return len(dataset), dataset.facts
+    metadata = stated_metadata(dataset)
+    carried = {name: metadata[name] for name in CARRIED if metadata.get(name)}
+    return len(dataset), dataset.facts, carried
+
+
+def stated_metadata(dataset: Dataset) -> dict[str, Any]:
+    """Give what the file of a data set states about its content; empty for most formats."""
+    metadata: dict[str, Any] = getattr(dataset, "metadata", {})
+    return metadata.get("user", {}) if dataset.facts.format == STORE else metadata
 
 
 def _ask_for_convention(path: Path, dataset: Dataset) -> str:

@@ -18,6 +18,7 @@ from mlip.datasets.convert import convert
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_file
 from mlip.datasets.report import ConversionReport
+from mlip.datasets.sources import stated_metadata
 from mlip.datasets.split import assign_parts
 from mlip.datasets.statistics import geometry_hash, nearest_distance
 from mlip.datasets.structure import Array, Structure
@@ -56,6 +57,7 @@ def split(
     seed: int = 0,
     suffix: str = ".lmdb",
     options: ReadOptions | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> dict[str, ConversionReport]:
     """Split data sets at random into parts that share no group.
@@ -72,10 +74,12 @@ def split(
         seed: seed of the draw; the same for the same result.
         suffix: kind of the outputs.
         options: see :class:`~mlip.datasets.options.ReadOptions`.
+        resume: continue an interrupted split of the same inputs.
         settings: further settings of ``convert``.
 
     Returns:
-        The report of each part. Bad frames are counted in that of the first one.
+        The report of each part; parts that an interrupted split had finished have none. Bad frames
+        are counted in that of the first one.
 
     Raises:
         InputError: fractions that make no split, or fewer groups than parts.
@@ -88,10 +92,25 @@ def split(
     part = assign_parts(groups, fractions, seed, classes)
     reports: dict[str, ConversionReport] = {}
     for number, name in enumerate(names):
-        wanted = np.split(part == number, np.cumsum(lengths)[:-1])
         target = Path(folder) / f"{name}{suffix}"
-        reports[name] = convert(inputs, target, options=options, selected=wanted, **settings)
+        wanted = part == number
+        digest = hashlib.blake2b(np.packbits(wanted).tobytes(), digest_size=8).hexdigest()
+        mark = {"part": name, "by": by, "fractions": list(fractions), "seed": seed, "of": digest}
+        if resume and target.exists() and _states(target, mark):
+            continue
+        reports[name] = convert(
+            inputs, target, options=options, resume=resume, metadata={"split": mark},
+            selected=np.split(wanted, np.cumsum(lengths)[:-1]), **settings,
+        )  # fmt: skip
     return reports
+
+
+def _states(path: Path, mark: dict[str, Any]) -> bool:
+    """Tell whether a data set is a finished part of this very split."""
+    reader = find_reader(path)
+    if reader.open is None:
+        return False
+    return stated_metadata(reader.open(path, ReadOptions())).get("split") == mark
 
 
 def subset(
