@@ -223,7 +223,7 @@ def real_scalar(name: str, value: Any) -> float:
 
 def stress_matrix(value: Any, name: str = "stress") -> Array:
     """Read a stress as a symmetric [3, 3] matrix from Voigt-6 (xx yy zz yz xz xy), 9 or 3x3."""
-    shape = np.shape(value)
+    shape = _shape(name, value)
     if shape == (6,):
         return real_array(name, value, (6,))[_VOIGT]
     if shape not in {(9,), (3, 3)}:
@@ -281,11 +281,18 @@ def _shaped(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     return array
 
 
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    try:
+        return np.shape(value)
+    except ValueError:
+        raise DataError(f"{name} does not hold numbers of one regular shape") from None
+
+
 def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.dtype != np.uint64:
         return _shaped(name, value, shape, np.int64)
     exact = _shaped(name, value, shape, np.float64)
-    if not (np.isfinite(exact).all() and (exact == np.rint(exact)).all()):
+    if not (np.abs(exact) < 2**53).all() or (exact != np.rint(exact)).any():
         raise DataError(f"{name} holds something else than whole numbers")
     return _shaped(name, exact, shape, np.int64)
 
@@ -300,7 +307,7 @@ def _flags(name: str, value: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _numbers(value: Any) -> Array:
-    shape = np.shape(value)
+    shape = _shape("numbers", value)
     if len(shape) != 1:
         raise DataError(f"numbers has shape {shape}, expected (N,)")
     if shape[0] == 0:

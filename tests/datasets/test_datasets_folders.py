@@ -205,6 +205,7 @@ UNUSABLE = {
     "no zip": (b"what is this", "cannot be read"),
     "no array": (zipped(natoms=b"text"), "natoms.npy is no numpy array"),
     "huge": (zipped(natoms=header("(10**12,)")), "natoms.npy is no numpy array"),
+    "odd header": (zipped(natoms=header("((((")), "natoms.npy is no numpy array"),
     "a lot": (zipped(natoms=header("(100000000000,)")), "natoms has 100000000000 entries"),
     "cut": (zipped(natoms=header("(70,)") + b"\x01" * 100), "natoms is cut short"),
     "damaged": (saved(natoms=SIZES).replace(b"\x05\0\0\0", b"\x06\0\0\0"), "cannot be read"),

@@ -66,7 +66,7 @@ def extract_row(row: Any, keys: LabelKeys) -> Extracted:
     """
     if not isinstance(row, dict):
         raise DataError(f"the row is a JSON {type(row).__name__}, expected an object")
-    numbers = plain_array("numbers", _required(row, "numbers"))
+    numbers = _numbers(row)
     info = _extras(row)
     labels, used = _labels(row, info, keys, len(numbers))
     scalars = {name: info.pop(name) for name in ("charge", "spin") if _is_number(info.get(name))}
@@ -92,7 +92,7 @@ def count_atoms(row: Any) -> int:
     Raises:
         DataError: the row has no list of numbers.
     """
-    return len(plain_array("numbers", _required(row if isinstance(row, dict) else {}, "numbers")))
+    return len(_numbers(row if isinstance(row, dict) else {}))
 
 
 def plain_array(name: str, value: Any) -> Array:
@@ -181,18 +181,26 @@ def _required(row: dict[str, Any], name: str) -> Any:
     return value
 
 
+def _numbers(row: dict[str, Any]) -> Array:
+    numbers = plain_array("numbers", _required(row, "numbers"))
+    if numbers.ndim != 1:
+        raise DataError(f"numbers has shape {numbers.shape}, expected (N,)")
+    return numbers
+
+
 def _extras(row: dict[str, Any]) -> dict[str, Any]:
     info: dict[str, Any] = {}
     for name in _EXTRAS:
         extra = row.get(name)
         if extra is None:
             continue
-        if not isinstance(extra, dict):
-            raise DataError(f"{name} is a JSON {type(extra).__name__}, expected an object")
         try:
-            info.update(untagged(extra))
+            extra = untagged(extra)
         except RecursionError:
             raise DataError(f"{name} is nested too deeply") from None
+        if not isinstance(extra, dict):
+            raise DataError(f"{name} is a JSON {type(extra).__name__}, expected an object")
+        info.update(extra)
     return info
 
 

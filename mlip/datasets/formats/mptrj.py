@@ -100,7 +100,7 @@ class MptrjDataset(IndexedDataset):
         try:
             frame_id, frame = self._frame(index)
             name = f"{self.path} frame {frame_id}"
-            return _extract(frame_id, frame, self._options)
+            return extract_frame(frame_id, frame, self._options)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
 
@@ -202,8 +202,12 @@ def _chunks(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += len(chunk)
 
 
-def _extract(frame_id: str, frame: Any, options: ReadOptions) -> Extracted:
-    """Turn a frame into a structure."""
+def extract_frame(frame_id: str, frame: Any, options: ReadOptions) -> Extracted:
+    """Turn a frame into a structure.
+
+    Raises:
+        DataError: bad content; the text names the field.
+    """
     keys = options.keys
     numbers, positions, cell, pbc = _geometry(frame)
     from ase.units import GPa
@@ -251,10 +255,12 @@ def _geometry(frame: Any) -> tuple[list[int], Any, Any, Any]:
     if all("xyz" in site for site in sites):
         positions = real_array("xyz", [site["xyz"] for site in sites], (len(sites), 3))
     elif all("abc" in site for site in sites):
-        positions = real_array("abc", [site["abc"] for site in sites], (len(sites), 3)) @ cell
+        fractions = real_array("abc", [site["abc"] for site in sites], (len(sites), 3))
+        with np.errstate(over="ignore", invalid="ignore"):  # checked later
+            positions = fractions @ cell
     else:
         raise DataError("a site has neither xyz nor abc")
-    return numbers, positions, cell, np.array(lattice.get("pbc", [True] * 3))
+    return numbers, positions, cell, lattice.get("pbc", [True] * 3)
 
 
 def _sites(frame: Any) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ expected length is inflated, and its numbers are compared with a sample of the s
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,6 +22,9 @@ from mlip.errors import DataError
 
 SIZES_FILE = "metadata.npz"
 _SAMPLE = 32
+# What zipfile raises about a damaged, encrypted or exotic archive, and numpy about a header.
+_BAD_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+_BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
 
 
 def verified_sizes(path: Path, dataset: Dataset) -> tuple[Array | None, list[str]]:
@@ -54,7 +58,7 @@ def read_sizes(path: Path, count: int) -> tuple[Array | None, list[str]]:
     """
     try:
         return _read_natoms(path, count), []
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
+    except _BAD_ARCHIVE as error:
         return None, [f"{path}: cannot be read ({error}), it is not used"]
     except _UnusableError as error:
         return None, [f"{path}: {error}, it is not used"]
@@ -90,7 +94,7 @@ def _header(path: Path, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, _, dtype = read(file)
-    except ValueError as error:
+    except _BAD_HEADER as error:
         raise _UnusableError(f"{name} is no numpy array ({error})") from None
     if dtype.hasobject:
         raise DataError(
