@@ -68,9 +68,10 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_documented_configuration_is_valid() -> None:
-    (block,) = blocks(ROOT / "docs" / "training.md", "yaml")
+    block, several = blocks(ROOT / "docs" / "training.md", "yaml")
     config = build_config(yaml.safe_load(block))
     assert config.data.test == ("test.extxyz",)
+    assert len(build_config(yaml.safe_load(several)).data.train) == 2
     for override in re.findall(r"--set (\S+=\S+)", (ROOT / "docs/training.md").read_text()):
         values = yaml.safe_load(block)
         if override != "a.b=c`":
