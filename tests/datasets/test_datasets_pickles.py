@@ -271,7 +271,7 @@ BOMBS = {
     + b"".join(b"](" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"e\x94" for i in range(60))
     + b".",
     "a list in itself": b"\x80\x04]\x94h\x00a.",
-    "chain of calls": b"\x80\x04ccollections\nOrderedDict\n" + b")R" * 400_000 + b".",
+    "chain of calls": b"\x80\x04ccollections\nOrderedDict\n" + b")R\x94" * 20_000 + b".",
     "two million operations": b"\x80\x04" + b"N0" * 1_000_000 + b"N.",
     "many lists": b"\x80\x04" + b"]" * 1_000_100 + b".",
     "huge integer": b"\x80\x04\x8b" + struct.pack("<I", 2**20) + b"\x7f" * 2**20 + b".",
