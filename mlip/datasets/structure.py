@@ -292,7 +292,7 @@ def _integers(name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iub" and value.dtype != np.uint64:
         return _shaped(name, value, shape, np.int64)
     exact = _shaped(name, value, shape, np.float64)
-    if not (np.abs(exact) < 2**53).all() or (exact != np.rint(exact)).any():
+    if not (np.abs(exact) < 2**63).all() or (exact != np.rint(exact)).any():
         raise DataError(f"{name} holds something else than whole numbers")
     return _shaped(name, exact, shape, np.int64)
 
