@@ -44,7 +44,10 @@ def run_conversion(
     from mlip.files import atomic_write
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("reading")
 
         def show(path: Path, read: int, dropped: int) -> None:

@@ -83,6 +83,8 @@ def split(
         inputs, folder, _numbers(fractions), by=by, stratify=stratify, seed=seed, suffix=suffix,
         options=_options(energy_convention), workers=workers, resume=resume, overwrite=overwrite,
     )  # fmt: skip
+    if not reports:
+        typer.echo(f"all parts in {folder} were finished before")
     for name, report in reports.items():
         typer.echo(f"{name}: {report.kept} structures in {report.output}")
     dropped = sum(report.dropped for report in reports.values())

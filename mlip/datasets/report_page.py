@@ -21,8 +21,11 @@ def page(report: ConversionReport) -> Group:
         _labels(report),
         _ranges(report),
         f"units assumed: {report.units}",
+        *([f"energies: {report.energy_convention}"] if report.energy_convention else []),
         "elements (frames / atoms): " + _join(report.elements, "{v[frames]} / {v[atoms]}"),
     ]
+    if report.left_out:
+        parts.append("left out on purpose: " + _join(report.left_out, "{v}"))
     if report.config_types:
         parts.append("config_type: " + _join(report.config_types, "{v}"))
     if report.not_kept:
@@ -32,7 +35,7 @@ def page(report: ConversionReport) -> Group:
     parts.append(f"outliers: {len(report.outliers)}")
     parts += [f"  {escape(name)}: {why}" for name, why in _first(report.outliers.items())]
     if report.problems:
-        parts.append("first dropped frames:")
+        parts.append("what could not be used first:")
         parts += [f"  {escape(problem)}" for problem in report.problems[:SHOWN]]
     parts += [f"[yellow]warning: {escape(text)}[/yellow]" for text in report.warnings]
     return Group(*parts)
@@ -41,7 +44,8 @@ def page(report: ConversionReport) -> Group:
 def _inputs(report: ConversionReport) -> Table:
     table = Table("input", "read", "written", "dropped", box=None, pad_edge=False)
     for file in report.inputs[:SHOWN]:
-        counts = (file.kept + len(file.dropped), file.kept, len(file.dropped))
+        read = file.kept + len(file.dropped) + file.left_out
+        counts = (read, file.kept, len(file.dropped))
         table.add_row(escape(file.path), *map(str, counts))
     if len(report.inputs) > SHOWN:
         table.add_row(f"... and {len(report.inputs) - SHOWN} more files")

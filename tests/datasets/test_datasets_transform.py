@@ -12,6 +12,7 @@ from ase.io import write
 
 from mlip.datasets import open_dataset
 from mlip.datasets.split import assign_parts
+from mlip.datasets.store import StructureStore
 from mlip.datasets.transform import Criteria, filter_structures, merge, split, subset
 from mlip.datasets.writer import StructureWriter
 from mlip.errors import DataError, InputError
@@ -182,3 +183,56 @@ def test_criteria_name_what_is_unknown():
         Criteria(elements=("Xq",))
     with pytest.raises(InputError, match="charge"):
         Criteria(has=("charge",))
+
+
+def test_interrupted_split_goes_on(data, tmp_path, monkeypatch):
+    split(data, tmp_path / "whole", [0.6, 0.2, 0.2], seed=4)
+    calls = []
+
+    def stop_in_the_second_part(*call):
+        calls.append(call)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlip.datasets.chunks.CHUNK_FRAMES", 1000)
+    arguments = (data, tmp_path / "parts", [0.6, 0.2, 0.2])
+    with pytest.raises(KeyboardInterrupt):
+        split(*arguments, seed=4, on_frames=stop_in_the_second_part)
+    reports = split(*arguments, seed=4, resume=True)
+    assert list(reports) == ["valid", "test"]
+    for name in ("train", "valid", "test"):
+        whole, resumed = (tmp_path / f / f"{name}.lmdb" for f in ("whole", "parts"))
+        assert whole.read_bytes() == resumed.read_bytes()
+    assert split(*arguments, seed=4, resume=True) == {}
+    with pytest.raises(DataError, match="exists"):
+        split(*arguments, seed=5, resume=True)
+
+
+def test_split_does_not_write_over_its_input(data, tmp_path):
+    with StructureWriter(tmp_path / "train.lmdb") as writer:
+        for structure in open_dataset(data):
+            writer.append(structure)
+    with pytest.raises(DataError, match="both input and output"):
+        split(tmp_path / "train.lmdb", tmp_path, [0.5, 0.5], overwrite=True)
+    assert len(open_dataset(tmp_path / "train.lmdb")) == 120
+
+
+def test_only_selected_frames_of_a_store_are_read(data, tmp_path, monkeypatch):
+    subset(data, tmp_path / "all.lmdb", fraction=1.0)
+    read = []
+    real = StructureStore.__getitem__
+    monkeypatch.setattr(
+        StructureStore, "__getitem__", lambda self, i: (read.append(i), real(self, i))[1]
+    )
+    report = subset(tmp_path / "all.lmdb", tmp_path / "few.lmdb", indices=[5, 77])
+    assert read == [5, 77]
+    assert (report.read, report.kept, report.left_out) == (120, 2, {"not selected": 118})
+
+
+def test_coincident_atoms_are_bad_also_for_a_filter(tmp_path):
+    some = frames(4)
+    some[2].positions[1] = some[2].positions[0]
+    some[2].calc.atoms = some[2].copy()
+    write(tmp_path / "a.traj", some)
+    report = filter_structures(tmp_path / "a.traj", tmp_path / "o.lmdb", Criteria(min_distance=0.1))
+    assert (report.kept, report.dropped) == (3, 1)
