@@ -117,6 +117,26 @@ def test_a_killed_count_goes_on(store, monkeypatch: pytest.MonkeyPatch, counted)
     assert counted == [COUNT - 64]
 
 
+class Payload:
+    """Makes a file if it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_side_file_is_run(store, tmp_path: Path) -> None:
+    expected = count_edges(store, CUTOFF)
+    (file,) = store.path.parent.glob("*.npz")
+    hostile = np.array([Payload(tmp_path / "marker")] * COUNT, dtype=object)
+    with file.open("wb") as opened:
+        np.savez(opened, counts=hostile, fingerprint=hostile)
+    assert np.array_equal(count_edges(store, CUTOFF), expected)
+    assert not (tmp_path / "marker").exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "pickle", "short", "float", "foreign"])
 def test_damaged_side_files_are_counted_again(store, damage: str) -> None:
     expected = count_edges(store, CUTOFF)

@@ -90,6 +90,24 @@ def test_compiled_and_interpreted_packing_agree(monkeypatch: pytest.MonkeyPatch)
         assert found[0] == found[1]
 
 
+def test_ranks_continue_each_at_its_own_batches() -> None:
+    sizes = [(1, 400)] * 90
+    for rank in range(3):
+        sampler = make(sizes, seed=1, rank=rank, world_size=3)
+        everything = list(sampler.batches(0))
+        assert len(everything) == 45
+        assert epoch(sampler, 0, 4) == everything[12 + rank :: 3]
+
+
+def test_batches_left_at_the_end_make_steps_of_their_own() -> None:
+    for count in range(9_900, 10_100, 25):
+        atoms, edges = log_normal(count)
+        edges = np.minimum(edges, 35_000)
+        sampler = EdgeBudgetSampler(atoms, edges, max_edges=35_000, seed=0, world_size=8)
+        cost = sums(sampler, edges).reshape(-1, 8)
+        assert (cost.max(axis=1) / cost.mean(axis=1)).max() <= 1.1
+
+
 def test_epochs_and_seeds_differ_and_repeat() -> None:
     sizes = [(4, 100 + i) for i in range(30)]
     sampler = make(sizes, seed=0)
