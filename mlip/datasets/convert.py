@@ -57,7 +57,8 @@ def convert(
             fairchem reads, ``NAME.extxyz`` or ``NAME.xyz`` for text (energies exact, numbers of
             the atoms with 8 decimals); with ``shard_size`` the name of a folder.
         options: label keys, and what OC20-style energies and IS2RE frames are meant to be.
-        workers: processes that read, check and encode beside this one.
+        workers: processes that read, check and encode beside this one (a script that asks for them
+            needs ``if __name__ == "__main__":``).
         shard_size: write a folder of files with this many structures each (the last may have
             fewer) and a manifest; its suffix chooses their kind, no suffix means the store.
         policy: what happens to bad frames and files: ``"skip"`` leaves them out and reports them,
