@@ -143,7 +143,7 @@ def test_kill_9_loses_repeats_and_tears_nothing(
 ) -> None:
     monkeypatch.setattr(store_module, "BATCH_ENTRIES", 8)
     monkeypatch.setattr(store_module, "FIRST_MAP_SIZE", 64 * 1024)
-    path, count, kills = tmp_path / "a.lmdb", 1500, 0
+    path, count, kills = tmp_path / "a.lmdb", 5000, 0
     random = np.random.default_rng(0)
     for _ in range(25):
         context = multiprocessing.get_context("fork")
