@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import multiprocessing
+import operator
 import os
 import shutil
 import signal
@@ -180,11 +181,18 @@ def _remove(path: Path) -> None:
 
 def test_workers_give_the_same_bytes(tmp_path: Path, inputs: list[Path]) -> None:
     name, size = "shards", 70
+    inputs.append(inputs[0].with_name("d.extxyz"))  # an even number of tasks
     serial = convert(inputs, tmp_path / "1" / name, shard_size=size)
     shared = convert(inputs, tmp_path / "2" / name, shard_size=size, workers=2)
     a, b = json.loads(serial.to_json()), json.loads(shared.to_json())
     assert a | {"output": ""} == b | {"output": ""}
     assert content(tmp_path / "1" / name) == content(tmp_path / "2" / name)
+
+
+def test_error_in_a_worker_is_raised_here(tmp_path: Path, inputs: list[Path]) -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        convert(inputs, tmp_path / "o.lmdb", workers=1, accept=operator.attrgetter("nothing"))
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_dead_worker_is_one_clear_error_and_loses_nothing(

@@ -209,12 +209,13 @@ def test_interrupted_split_goes_on(data, tmp_path, monkeypatch):
 
 
 def test_split_does_not_write_over_its_input(data, tmp_path):
-    with StructureWriter(tmp_path / "train.lmdb") as writer:
+    with StructureWriter(tmp_path / "valid.lmdb") as writer:
         for structure in open_dataset(data):
             writer.append(structure)
     with pytest.raises(DataError, match="both input and output"):
-        split(tmp_path / "train.lmdb", tmp_path, [0.5, 0.5], overwrite=True)
-    assert len(open_dataset(tmp_path / "train.lmdb")) == 120
+        split(tmp_path / "valid.lmdb", tmp_path, [0.5, 0.5], overwrite=True)
+    assert len(open_dataset(tmp_path / "valid.lmdb")) == 120
+    assert not (tmp_path / "train.lmdb").exists()
 
 
 def test_only_selected_frames_of_a_store_are_read(data, tmp_path, monkeypatch):
