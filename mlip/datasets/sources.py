@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mlip.datasets.dataset import Dataset, DatasetFacts
+from mlip.datasets.dataset import ConcatenatedDataset, Dataset, DatasetFacts
+from mlip.datasets.folders import folder_files
+from mlip.datasets.formats.npz import SIZES_FILE, verified_sizes
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import find_reader
 from mlip.errors import DataError
@@ -47,16 +49,16 @@ def inspect_sources(files: Sequence[Path], options: ReadOptions) -> Sources:
         DataError: a file does not exist, what its energies or frames are is not said, or inputs
             state different conventions, levels of theory or licences.
     """
-    lengths: list[int | None] = []
+    opened: list[Dataset | None] = []
     problems: list[str] = []
     carried: dict[str, tuple[Path, Any]] = {}
     conventions: dict[str | None, Path] = {}
     for path in files:
         if not path.exists():
             raise DataError(f"{path}: there is no such file")
-        length, facts, stated = _inspect(path, options)
-        lengths.append(length)
-        for name, value in stated.items():
+        dataset, facts = _inspect(path, options)
+        opened.append(dataset)
+        for name, value in _facts_to_carry(dataset).items():
             first = carried.setdefault(name, (path, value))
             if first[1] != value:
                 raise DataError(
@@ -66,23 +68,23 @@ def inspect_sources(files: Sequence[Path], options: ReadOptions) -> Sources:
         problems += facts.problems
         conventions.setdefault(facts.energy_convention, path)
     return Sources(
-        tuple(lengths),
+        tuple(None if dataset is None else len(dataset) for dataset in opened),
         _common(conventions, options),
-        tuple(problems),
+        (*problems, *_size_tables(files, opened)),
         {name: value for name, (_, value) in carried.items()},
     )
 
 
-def _inspect(path: Path, options: ReadOptions) -> tuple[int | None, DatasetFacts, dict[str, Any]]:
-    """Give the number of frames, if it can be known, the facts of one file and what it states."""
+def _inspect(path: Path, options: ReadOptions) -> tuple[Dataset | None, DatasetFacts]:
+    """Open a file, if its format allows that, and give what is known of it."""
     try:
         reader = find_reader(path)
         if reader.open is None:
             facts = reader.facts(options) if reader.facts else DatasetFacts(reader.name)
-            return None, facts, {}
+            return None, facts
         dataset = reader.open(path, options)
     except DataError:
-        return None, DatasetFacts("unreadable"), {}  # reading it will say what is wrong
+        return None, DatasetFacts("unreadable")  # reading it will say what is wrong
     if dataset.facts.energy_convention == "unstated":
         raise DataError(_ask_for_convention(path, dataset))
     if dataset.facts.relaxation_frame == "unstated":
@@ -91,9 +93,30 @@ def _inspect(path: Path, options: ReadOptions) -> tuple[int | None, DatasetFacts
             "(first positions, forces and energy) or --is2re relaxed (last positions and energy, "
             "no forces)"
         )
-    metadata = stated_metadata(dataset)
-    carried = {name: metadata[name] for name in CARRIED if metadata.get(name)}
-    return len(dataset), dataset.facts, carried
+    return dataset, dataset.facts
+
+
+def _facts_to_carry(dataset: Dataset | None) -> dict[str, Any]:
+    stated = {} if dataset is None else stated_metadata(dataset)
+    return {name: stated[name] for name in CARRIED if stated.get(name)}
+
+
+def _size_tables(files: Sequence[Path], opened: Sequence[Dataset | None]) -> list[str]:
+    """Compare the tables of sizes beside whole folders of data with these data."""
+    problems: list[str] = []
+    for folder in dict.fromkeys(file.parent for file in files):
+        members = [i for i, file in enumerate(files) if file.parent == folder]
+        parts = [dataset for dataset in (opened[i] for i in members) if dataset is not None]
+        table = folder / SIZES_FILE
+        if not table.is_file() or len(parts) < len(members):
+            continue
+        try:
+            whole = folder_files(folder) == [files[i] for i in members]
+        except DataError:
+            continue  # of several kinds of data one was chosen
+        if whole:
+            problems += verified_sizes(table, ConcatenatedDataset(parts))[1]
+    return problems
 
 
 def stated_metadata(dataset: Dataset) -> dict[str, Any]:

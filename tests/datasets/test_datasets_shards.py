@@ -220,3 +220,40 @@ def test_facts_that_are_wrong_about_a_file_are_told(tmp_path: Path, shared: Path
     report = convert(folder, tmp_path / "o.lmdb", options=options)
     assert report.kept == 6
     assert any("length" in text and "9" in text for text in report.warnings)
+
+
+@pytest.mark.parametrize("case", ["ase_metadata_mismatch", "ase_metadata_edges_as_natoms"])
+def test_size_tables_that_do_not_fit_are_told(tmp_path: Path, shared: Path, case: str) -> None:
+    report = convert(shared / "samples" / "bad" / case, tmp_path / "o.lmdb")
+    assert report.kept == 6
+    assert any("metadata.npz" in text for text in report.warnings)
+
+
+def test_hostile_size_table_is_refused(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"metadata.npz.*Python objects"):
+        convert(shared / "samples" / "bad" / "ase_metadata_pickle", tmp_path / "o.lmdb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_bad_sample_is_an_error_or_a_report(
+    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No bad file stops a conversion in another way, and nothing in one is executed."""
+    monkeypatch.chdir(tmp_path)
+    cases = json.loads((shared / "samples" / "bad" / "CASES.json").read_text())
+    options = ReadOptions(energy_convention="total")
+    for name in sorted(path.name for path in (shared / "samples" / "bad").iterdir()):
+        folder = shared / "samples" / "bad" / name
+        if not folder.is_dir():
+            continue
+        try:
+            report = convert(folder, tmp_path / "o.lmdb", options=options, overwrite=True)
+        except DataError:
+            assert not (tmp_path / "o.lmdb.partial").exists()
+            continue
+        assert report.kept == len(open_dataset(tmp_path / "o.lmdb"))
+    assert len(cases) > 40
+    assert {path.name for path in tmp_path.iterdir()} == {"o.lmdb"}
