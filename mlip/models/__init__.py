@@ -11,7 +11,10 @@ from torch import nn
 
 from mlip.errors import InputError
 
-_MODELS = {"facet": ("mlip.models.facet", "Facet", "FacetConfig")}
+_MODELS = {
+    "equiformer_v3": ("mlip.models.equiformer_v3", "EquiformerV3", "EquiformerV3Config"),
+    "facet": ("mlip.models.facet", "Facet", "FacetConfig"),
+}
 
 
 def model_names() -> tuple[str, ...]:
