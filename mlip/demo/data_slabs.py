@@ -119,7 +119,9 @@ def system_frames(recipe: Recipe, sid: int, count: int, rng: np.random.Generator
 
 def build_slab(recipe: Recipe) -> Atoms:
     """Build a clean slab with OC20's tags and its sub-surface layers fixed."""
-    slab = getattr(ase.build, recipe.face)(recipe.metal, recipe.size, vacuum=VACUUM, periodic=True)
+    slab = getattr(ase.build, recipe.face)(
+        recipe.metal, recipe.size, vacuum=VACUUM, periodic=True
+    )
     layer = slab.get_tags()  # ASE counts layers from the top, starting with one
     slab.set_tags(np.where(layer == 1, SURFACE, SUBSURFACE))
     slab.set_constraint(FixAtoms(mask=layer > 1))

@@ -31,6 +31,12 @@ def config_class(name: str) -> Any:
     return getattr(*_entry(name, 2))
 
 
+def model_name(model: nn.Module) -> str:
+    """Return the name under which the class of a model is registered, or its own in lower case."""
+    own = type(model).__name__
+    return next((name for name, (_, kind, _) in _MODELS.items() if kind == own), own.lower())
+
+
 def create_model(name: str, config: Mapping[str, Any]) -> nn.Module:
     """Build a model with random weights (drawn from torch's default generator).
 

@@ -13,12 +13,13 @@ leave the energy unchanged: SO(2) linear maps mix +m with −m.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from mlip.models.direct import DirectPrediction
 from mlip.nn.edge_frames import EdgeFrameBuilder
 from mlip.nn.equiformer_heads import EnergyHead, StressHead
 from mlip.nn.force_encoding import encode_forces
@@ -97,18 +98,6 @@ class EquiformerV3Config(BaseModel):
         return self
 
 
-class DirectPrediction(NamedTuple):
-    """Outputs of a model with direct heads, in units the surrounding potential scales by.
-
-    energies: [N]. forces: [N, 3]; of corrupted atoms in denoising, their noise instead, divided by
-    its standard deviation. stress: [B, 3, 3], tension positive, or None without such a head.
-    """
-
-    energies: Tensor
-    forces: Tensor
-    stress: Tensor | None
-
-
 class EquiformerBlock(nn.Module):
     """Attention and feed-forward network, each on normalised features with a residual."""
 
@@ -174,6 +163,11 @@ class EquiformerV3(nn.Module):
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that the model knows."""
         return self.config.elements
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces and stress are derivatives of the energy."""
+        return self.config.prediction == "gradient"
 
     def forward(self, graph: Any) -> Tensor | DirectPrediction:
         """Compute node energies, and forces and stress if the model has heads for them.

@@ -86,7 +86,11 @@ class EdgeFrameBuilder(nn.Module):
         """Compute the Wigner matrices that carry each edge [E, 3] to the y axis."""
         if self.freeze_poles:
             vectors = frozen_at_poles(vectors)
-        matrices = wigner_matrices(self.lmax, rotation_to_axis(vectors))
+        return self.from_rotations(rotation_to_axis(vectors))
+
+    def from_rotations(self, rotations: Tensor) -> EdgeFrames:
+        """Compute the Wigner matrices of rotations [E, 3, 3] into the frames."""
+        matrices = wigner_matrices(self.lmax, rotations)
         to_frame, from_frame = [], []
         for degree, matrix in enumerate(matrices):
             cut = max(0, degree - self.mmax)

@@ -69,11 +69,11 @@ def latitude_longitude_grid(
     mmax = lmax if mmax is None else mmax
     y, s, latitude_weights = _latitudes(n_latitude, quadrature)
     exact = 2 * n_latitude - 1 if quadrature == "gauss_legendre" else n_latitude - 1
-    if not 0 <= mmax <= lmax or exact < 2 * lmax or n_longitude - 1 < 2 * mmax:
+    limit = min(exact, n_longitude - 1 + 2 * (lmax - mmax))  # longitudes resolve orders alone
+    if not 0 <= mmax <= lmax or limit < 2 * lmax:
         raise InputError(
-            f"a {n_latitude} x {n_longitude} {quadrature} grid is exact up to degree {exact} and "
-            f"order {n_longitude - 1}; lmax = {lmax} needs {2 * lmax} and mmax = {mmax} needs "
-            f"{2 * mmax}: use more points"
+            f"a {n_latitude} x {n_longitude} {quadrature} grid is exact up to degree {limit}; "
+            f"lmax = {lmax} needs {2 * lmax}: use more points"
         )
     alpha = 2 * np.pi * np.arange(n_longitude) / n_longitude
     points = np.stack(
