@@ -95,13 +95,13 @@ class EquivariantGraphAttention(nn.Module):
     def forward(self, x: Tensor, edges: AttentionEdges) -> Tensor:
         """Map features of atoms [N, K, channels] to [N, K, channels_out]."""
         message, logits = self._messages(x, edges)
-        n_atoms, n_edges = x.shape[0], message.shape[0]
+        n_atoms = x.shape[0]
         weights = envelope_softmax(
             logits, edges.envelope, edges.target, n_atoms, self.shape.epsilon
         )
         weights = weights * edges.envelope[:, None]
         weights = nn.functional.dropout(weights, self.shape.dropout, self.training)
-        heads = message.view(n_edges, message.shape[1], self.shape.heads, -1)  # [E, n, H, V]
+        heads = message.unflatten(2, (self.shape.heads, -1))  # [E, n, H, V]
         message = (heads * weights[:, None, :, None]).flatten(2)
         summed = segment_sum(edges.frames.rotate_back(message), edges.target, n_atoms)
         return self.projection(summed)

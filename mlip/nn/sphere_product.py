@@ -92,7 +92,7 @@ def gate_by_degree(x: Tensor, scalars: Tensor, degrees: Tensor) -> Tensor:
         scalars: [N, L·C], degree by degree.
         degrees: [n] degree of each coefficient.
     """
-    gates = torch.sigmoid(scalars).view(x.shape[0], -1, x.shape[2])  # [N, L, C]
+    gates = torch.sigmoid(scalars).unflatten(1, (-1, x.shape[2]))  # [N, L, C]
     higher = x[:, 1:] * gates.index_select(1, degrees[1:] - 1)
     return torch.cat([torch.nn.functional.silu(x[:, :1]), higher], dim=1)
 
