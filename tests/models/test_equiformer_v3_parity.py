@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mlip.errors import CheckpointError, DataError, InputError
-from mlip.models.equiformer_v3_official import config_from_official, model_from_official
+from mlip.models.equiformer_v3 import EquiformerV3, EquiformerV3Config
+from mlip.models.equiformer_v3_official import config_from_official, model_from_official, our_name
 from mlip.validation.parity_equiformer_v3 import compare_file
 
 FILES = (
@@ -139,3 +140,42 @@ def test_weights_that_do_not_fit_are_named(small):
         model_from_official(weights | {"surprise": torch.zeros(2)}, config)
     with pytest.raises(CheckpointError, match="100 rows"):
         model_from_official(weights, config_from_official(official, (11, 101)))
+
+
+def test_parameters_come_in_the_official_order(small):
+    """Averaged weights of official checkpoints are a list without names."""
+    config = config_from_official(json.loads(str(small["config_json"])), (11, 17))
+    with torch.random.fork_rng(devices=[]):
+        ours = [name for name, _ in EquiformerV3(config).named_parameters()]
+    assert ours == [our_name(str(name)) for name in small["param_names"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 30_278_113),
+        ({"n_radial": 64}, 30_333_409),
+        ({"n_radial": 64, "lmax": 6}, 48_841_313),
+        ({"prediction": "direct", "denoising": True}, 34_859_044),
+        ({"prediction": "direct", "denoising": True, "n_radial": 64}, 34_928_164),
+        ({"prediction": "direct", "denoising": True, "n_radial": 64, "lmax": 6}, 57_077_924),
+        (
+            {
+                "prediction": "direct",
+                "direct_stress": False,
+                "n_radial": 128,
+                "lmax": 6,
+                "layers": 8,
+                "attention_hidden": 64,
+            },
+            91_390_274,
+        ),
+    ],
+)
+def test_published_configurations_have_their_numbers_of_parameters(changes, count):
+    """Official tables have 128 rows, ours one for each of 118 elements."""
+    with torch.device("meta"):
+        model = EquiformerV3(EquiformerV3Config(elements=tuple(range(1, 119)), **changes))
+    tables = [p for name, p in model.named_parameters() if name.endswith("embedding.weight")]
+    missing = sum(10 * table.shape[1] for table in tables if table.shape[0] == 118)
+    assert sum(p.numel() for p in model.parameters()) + missing == count
