@@ -166,6 +166,9 @@ def test_softmax_by_a_loop():
         for head in range(2):
             weights = envelope[rows] * torch.exp(logits[rows, head])
             torch.testing.assert_close(found[rows, head], weights / weights.sum())
+    huge = envelope_softmax(1e3 * logits, envelope, index, 5, 1e-16)  # exp alone would overflow
+    assert torch.isfinite(huge).all()
+    assert huge[index == 3].sum(0).tolist() == pytest.approx([1.0, 1.0])
     none = envelope_softmax(logits, torch.zeros(7).double(), index, 5, 1e-16)
     assert not none.any()
 
