@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from mlip import checkpoint
 from mlip.errors import CheckpointError, InputError, UnknownElementError
 from mlip.graph import AtomicGraph, batch_index, edge_vectors, number_of_graphs
-from mlip.models import create_model
+from mlip.models import create_model, model_name
+from mlip.models.direct import DirectPrediction
 from mlip.nn.zbl import ZBLRepulsion
 from mlip.ops import forces_and_virial, segment_sum
 
@@ -33,7 +34,8 @@ class Prediction(NamedTuple):
 
     energy: [B] eV. energies: [N] eV, energy of each atom. forces: [N, 3] eV/Å.
     stress: [B, 3, 3] eV/Å³, tension positive; NaN where a structure is not periodic in three
-    directions. All float64; forces and stress are None when not asked for.
+    directions, or if direct forces come without a stress. All float64; forces and stress are None
+    when not asked for.
     """
 
     energy: Tensor
@@ -51,6 +53,8 @@ class Potential(nn.Module):
         reference_energies: eV of each atomic number, default 0.
         scale: eV, one number or one for each atomic number.
         shift: eV, one number or one for each atomic number.
+        direct_scale: eV/Å and eV/Å³, unit of the forces and stress that a model with direct heads
+            gives; default ``scale``. Such forces are not derivatives of the energy.
         zbl: add the Ziegler–Biersack–Littmark short-range repulsion.
         metadata: JSON-able facts on training data, theory, licence; stored in the checkpoint.
     """
@@ -67,11 +71,13 @@ class Potential(nn.Module):
         reference_energies: Mapping[int, float] | None = None,
         scale: PerElement = 1.0,
         shift: PerElement = 0.0,
+        direct_scale: float | None = None,
         zbl: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.direct_scale = self._direct_scale(direct_scale, scale, zbl)
         self.zbl = ZBLRepulsion(float(model.cutoff)) if zbl else None  # type: ignore[arg-type]
         self.metadata = dict(metadata or {})
         known = torch.zeros(119, dtype=torch.bool)
@@ -80,6 +86,17 @@ class Potential(nn.Module):
         references = {int(z): float(e) for z, e in (reference_energies or {}).items()}
         for name, value in (("reference", references), ("scale", scale), ("shift", shift)):
             self.register_buffer(f"_{name}", self._table(value), persistent=False)
+
+    def _direct_scale(self, given: float | None, scale: PerElement, zbl: bool) -> float:
+        """Choose the unit of direct forces and refuse what direct forces cannot have."""
+        if self.conservative:
+            return 1.0
+        if zbl:
+            raise InputError("zbl needs forces that are derivatives: this model predicts them")
+        scales = set(scale.values()) if isinstance(scale, Mapping) else {scale}
+        if given is None and len(scales) > 1:
+            raise InputError("scale differs between elements: give direct_scale for the forces")
+        return float(scales.pop() if given is None else given)
 
     def _table(self, value: PerElement) -> Tensor:
         """Expand one number, or one for each element, to [119] float64 by atomic number."""
@@ -105,6 +122,11 @@ class Potential(nn.Module):
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers that the potential knows."""
         return tuple(self.model.elements)  # type: ignore[arg-type]
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces and stress are derivatives of the energy, not outputs of heads."""
+        return bool(getattr(self.model, "conservative", True))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,6 +170,8 @@ class Potential(nn.Module):
         """
         self.check_elements(graph.atomic_numbers)
         self._check_cutoff(graph)
+        if not self.conservative:
+            return self._direct(graph, forces, stress, create_graph)
         n_graphs, n_nodes = number_of_graphs(graph), graph.atomic_numbers.shape[0]
         batch = batch_index(graph)
         derivatives = forces or stress
@@ -178,12 +202,36 @@ class Potential(nn.Module):
             None if result.stress is None else result.stress.detach(),
         )
 
-    def _node_energies(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
+    def _direct(
+        self, graph: AtomicGraph, forces: bool, stress: bool, create_graph: bool
+    ) -> Prediction:
+        """Predict with a model that has heads for forces and stress."""
+        n_graphs = number_of_graphs(graph)
+        keep = create_graph or graph.positions.requires_grad or not (forces or stress)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and keep):
+            output: DirectPrediction = self.model(self._view(graph, edge_vectors(graph)))
+            energies = self._to_eV(output.energies, graph.atomic_numbers)
+            energy = segment_sum(energies, batch_index(graph), n_graphs)
+            force = output.forces.double() * self.direct_scale if forces else None
+            tensor = None
+            if stress:
+                raw = energy.new_full((n_graphs, 3, 3), torch.nan)
+                raw = raw if output.stress is None else output.stress.double() * self.direct_scale
+                tensor = torch.where(graph.pbc.all(1)[:, None, None], raw, torch.nan)
+        return Prediction(energy, energies, force, tensor)
+
+    def _view(self, graph: AtomicGraph, vectors: Tensor) -> AtomicGraph:
+        """Give the model a shallow copy of the graph with edge vectors in its precision."""
         view = copy.copy(graph)
         view.edge_vector = vectors.to(self.dtype)
+        return view
+
+    def _to_eV(self, energies: Tensor, numbers: Tensor) -> Tensor:
+        return self._scale[numbers] * energies.double() + (self._reference + self._shift)[numbers]
+
+    def _node_energies(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
         numbers = graph.atomic_numbers
-        energies = self._scale[numbers] * self.model(view).double()
-        energies = energies + (self._reference + self._shift)[numbers]
+        energies = self._to_eV(self.model(self._view(graph, vectors)), numbers)
         if self.zbl is not None:
             energies = energies + self.zbl(numbers, vectors, graph.edge_index)
         return energies
@@ -214,8 +262,9 @@ class Potential(nn.Module):
             name: {chemical_symbols[z]: float(getattr(self, f"_{name}")[z]) for z in elements}
             for name in ("reference", "scale", "shift")
         }
+        direct = {} if self.conservative else {"direct_scale": self.direct_scale}
         return {
-            "model": self.metadata.get("model", _model_name(self.model)),
+            "model": self.metadata.get("model", model_name(self.model)),
             "config": self.model.config.model_dump(mode="json"),  # type: ignore[union-attr,operator]
             "elements": [chemical_symbols[z] for z in elements],
             "cutoff": self.cutoff,
@@ -223,6 +272,7 @@ class Potential(nn.Module):
             "reference_energies": tables["reference"],
             "scale": tables["scale"],
             "shift": tables["shift"],
+            **direct,
             "zbl": self.zbl is not None,
             "metadata": self.metadata,
         }
@@ -264,7 +314,13 @@ class Potential(nn.Module):
                 name: {numbers[symbol]: value for symbol, value in header[name].items()}
                 for name in ("reference_energies", "scale", "shift")
             }
-            potential = cls(model, **tables, zbl=header["zbl"], metadata=header["metadata"])
+            potential = cls(
+                model,
+                **tables,
+                direct_scale=header.get("direct_scale"),
+                zbl=header["zbl"],
+                metadata=header["metadata"],
+            )
         except (InputError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{path}: weights and header do not fit together ({type(error).__name__}: "
@@ -341,7 +397,3 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     if found is None or found not in DTYPES.values():
         raise InputError(f"dtype is {dtype!r}; use 'float32' or 'float64'")
     return found
-
-
-def _model_name(model: nn.Module) -> str:
-    return type(model).__name__.lower()

@@ -1,6 +1,6 @@
 """Compare a model with numbers that its official code produced.
 
-    python scripts/check_parity.py facet FILE.npz …
+    python scripts/check_parity.py MODEL FILE.npz …
 
 Prints the worst deviation of each quantity in float64 and float32; the exit code is 1 if any is
 above its tolerance, 2 if a file cannot be read.
@@ -14,7 +14,10 @@ import sys
 
 from mlip.errors import MlipError
 
-CHECKERS = {"facet": "mlip.validation.parity_facet"}
+CHECKERS = {
+    "equiformer_v3": "mlip.validation.parity_equiformer_v3",
+    "facet": "mlip.validation.parity_facet",
+}
 
 
 def main() -> int:

@@ -11,7 +11,10 @@ from torch import nn
 
 from mlip.errors import InputError
 
-_MODELS = {"facet": ("mlip.models.facet", "Facet", "FacetConfig")}
+_MODELS = {
+    "equiformer_v3": ("mlip.models.equiformer_v3", "EquiformerV3", "EquiformerV3Config"),
+    "facet": ("mlip.models.facet", "Facet", "FacetConfig"),
+}
 
 
 def model_names() -> tuple[str, ...]:
@@ -26,6 +29,12 @@ def config_class(name: str) -> Any:
         InputError: no model has this name.
     """
     return getattr(*_entry(name, 2))
+
+
+def model_name(model: nn.Module) -> str:
+    """Return the name under which the class of a model is registered, or its own in lower case."""
+    own = type(model).__name__
+    return next((name for name, (_, kind, _) in _MODELS.items() if kind == own), own.lower())
 
 
 def create_model(name: str, config: Mapping[str, Any]) -> nn.Module:

@@ -83,3 +83,21 @@ class GaussianBasis(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         """Map [E] distances (Å) to [E, R]."""
         return torch.exp(-((distance[:, None] - self.centres) ** 2) / (2 * self.width**2))
+
+
+def uniform_gaussians(distance: Tensor, n: int, cutoff: float) -> Tensor:
+    """Evaluate Gaussians around n centres from 0 to the cutoff, two spacings wide.
+
+    exp(−½ ((d − μ_k) / (2h))²) with μ_k = k h and h = cutoff/(n − 1); not normalised.
+
+    Args:
+        distance: [E] Å.
+        n: number of centres, 2 or more.
+        cutoff: Å.
+
+    Returns:
+        [E, n].
+    """
+    centres = torch.arange(n, dtype=distance.dtype, device=distance.device)
+    offset = (distance * ((n - 1) / cutoff))[:, None] - centres
+    return torch.exp(-0.125 * offset.square())

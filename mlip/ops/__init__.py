@@ -2,8 +2,10 @@
 
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.edge_gradient import forces_and_virial
+from mlip.ops.nearest import nearest_edges
 from mlip.ops.neighborhood import Neighborhood, neighborhood
 from mlip.ops.segment import segment_sum
+from mlip.ops.softmax import envelope_softmax
 from mlip.ops.tables import table_like
 
 __all__ = [
@@ -11,7 +13,9 @@ __all__ = [
     "Features",
     "Neighborhood",
     "convolution",
+    "envelope_softmax",
     "forces_and_virial",
+    "nearest_edges",
     "neighborhood",
     "radial_convolution",
     "segment_sum",

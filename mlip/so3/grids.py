@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlip.errors import InputError
 from mlip.so3.harmonics import spherical_harmonics
+from mlip.so3.orders import degree_major
 
 Quadrature = Literal["soft", "gauss_legendre"]
 
@@ -22,7 +23,7 @@ Quadrature = Literal["soft", "gauss_legendre"]
 class SphereGrid:
     """Points of B latitudes × A longitudes and their quadrature, all float64.
 
-    ``to_grid @ coefficients`` evaluates a function with K = (lmax+1)² coefficients of
+    ``to_grid @ coefficients`` evaluates a function with K coefficients, (lmax+1)² or fewer, of
     component-normalised harmonics; ``from_grid @ values`` projects back and is its left inverse.
 
     Attributes:
@@ -39,7 +40,12 @@ class SphereGrid:
 
 
 def latitude_longitude_grid(
-    lmax: int, n_latitude: int, n_longitude: int, quadrature: Quadrature = "soft"
+    lmax: int,
+    n_latitude: int,
+    n_longitude: int,
+    quadrature: Quadrature = "soft",
+    *,
+    mmax: int | None = None,
 ) -> SphereGrid:
     """Build a product grid of ``n_latitude`` × ``n_longitude`` points.
 
@@ -53,17 +59,21 @@ def latitude_longitude_grid(
         n_latitude: B; even for "soft".
         n_longitude: A.
         quadrature: "soft" or "gauss_legendre".
+        mmax: highest |m| of the coefficients, by default ``lmax``; if it is lower, K counts the
+            coefficients that are left, in degree-major order.
 
     Raises:
         InputError: unknown quadrature, odd B for "soft", or too few points to tell the harmonics
             up to ``lmax`` apart.
     """
+    mmax = lmax if mmax is None else mmax
     y, s, latitude_weights = _latitudes(n_latitude, quadrature)
     exact = 2 * n_latitude - 1 if quadrature == "gauss_legendre" else n_latitude - 1
-    if lmax < 0 or min(exact, n_longitude - 1) < 2 * lmax:
+    limit = min(exact, n_longitude - 1 + 2 * (lmax - mmax))  # longitudes resolve orders alone
+    if not 0 <= mmax <= lmax or limit < 2 * lmax:
         raise InputError(
-            f"a {n_latitude} x {n_longitude} {quadrature} grid is exact up to degree "
-            f"{min(exact, n_longitude - 1)}; lmax = {lmax} needs {2 * lmax}: use more points"
+            f"a {n_latitude} x {n_longitude} {quadrature} grid is exact up to degree {limit}; "
+            f"lmax = {lmax} needs {2 * lmax}: use more points"
         )
     alpha = 2 * np.pi * np.arange(n_longitude) / n_longitude
     points = np.stack(
@@ -76,7 +86,8 @@ def latitude_longitude_grid(
     )
     weights = torch.from_numpy(np.repeat(latitude_weights[:, None] / n_longitude, n_longitude, 1))
     vectors = torch.from_numpy(points)
-    to_grid = spherical_harmonics(lmax, vectors.reshape(-1, 3))  # [B·A, K]
+    columns = [degree**2 + degree + order for degree, order in degree_major(lmax, mmax)]
+    to_grid = spherical_harmonics(lmax, vectors.reshape(-1, 3))[:, columns]  # [B·A, K]
     from_grid = (to_grid * weights.reshape(-1, 1)).T.contiguous()
     return SphereGrid(points=vectors, weights=weights, to_grid=to_grid, from_grid=from_grid)
 

@@ -7,9 +7,9 @@ outputs ``out64:`` and ``out32:``, optionally intermediates ``mid:``; or a file 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +20,8 @@ from mlip.graph import AtomicGraph, batch_graphs
 from mlip.models.facet import Facet
 from mlip.models.facet_jax import facet_from_jax
 from mlip.potential import Potential
+from mlip.validation.parity import TOLERANCE, Arrays, Deviation, read_arrays, worst
 from mlip.validation.parity_facet_parts import compare_parts, flatten
-
-Arrays = Mapping[str, np.ndarray]
-TOLERANCE = {"float64": 1e-10, "float32": 5e-5}
-
-
-class Deviation(NamedTuple):
-    """Worst absolute difference of one quantity in one precision, and what is allowed."""
-
-    quantity: str
-    dtype: str
-    worst: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether the difference is a number within the tolerance."""
-        return self.worst <= self.tolerance
 
 
 def compare_file(path: str | Path) -> list[Deviation]:
@@ -46,11 +30,7 @@ def compare_file(path: str | Path) -> list[Deviation]:
     Raises:
         DataError: not a file of the golden format.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable .npz file ({error})") from error
+    arrays = read_arrays(path)
     if "config_json" in arrays:
         return compare_model(arrays)
     if "edge_sh_l3" in arrays:
@@ -82,7 +62,7 @@ def compare_model(arrays: Arrays) -> list[Deviation]:
             if dtype == "float32" and f"out32:{name}" in arrays:
                 official = np.abs(arrays[f"out32:{name}"][index] - truth).max(initial=0.0)
                 tolerance = max(tolerance, 10 * float(official))
-            rows.append(Deviation(quantity, dtype, _worst(ours, truth), tolerance))
+            rows.append(Deviation(quantity, dtype, worst(ours, truth), tolerance))
         if dtype == "float64":
             rows += _compare_intermediates(arrays, recorded, atoms)
     return rows
@@ -96,14 +76,8 @@ def _compare_intermediates(
         if f"mid:{name}" in arrays:
             truth = arrays[f"mid:{name}"]
             truth = truth.reshape(len(arrays["in:numbers"]), -1)[atoms]
-            rows.append(Deviation(name, "float64", _worst(ours, truth), TOLERANCE["float64"]))
+            rows.append(Deviation(name, "float64", worst(ours, truth), TOLERANCE["float64"]))
     return rows
-
-
-def _worst(ours: Tensor | None, truth: np.ndarray) -> float:
-    if ours is None or tuple(ours.shape) != truth.shape:
-        return float("inf")
-    return float(np.abs(ours.detach().double().numpy() - truth).max(initial=0.0))
 
 
 def _element_rows(arrays: Arrays) -> tuple[int, ...]:

@@ -37,3 +37,49 @@ class TestFacetWithoutVectors(ModelContract):
         {"cutoff": 4.2, "hidden": ((6, 0, 4),), "embedding": 6, "outputs": 6},
     )
     layers = 2
+
+
+SMALL_EQUIFORMER = {
+    "cutoff": 4.2,
+    "layers": 2,
+    "channels": 6,
+    "attention_hidden": 4,
+    "heads": 2,
+    "alpha_channels": 3,
+    "value_channels": 3,
+    "feed_forward_hidden": 8,
+    "edge_channels": 8,
+    "n_radial": 5,
+    "average_degree": 20.0,
+}
+
+
+class TestEquiformerV3(ModelContract):
+    """Orders above mmax are dropped; the embedding passes messages too."""
+
+    model = ("equiformer_v3", {**SMALL_EQUIFORMER, "lmax": 3, "mmax": 2})
+    layers = 3
+    inversion = False
+
+
+class TestEquiformerV3WithAllOrders(ModelContract):
+    model = ("equiformer_v3", {**SMALL_EQUIFORMER, "lmax": 2, "mmax": 2, "layers": 1})
+    layers = 2
+    inversion = False
+
+
+class TestDirectEquiformerV3(ModelContract):
+    """Forces of heads: no derivatives of the energy, so nothing that follows from one."""
+
+    model = ("equiformer_v3", {**SMALL_EQUIFORMER, "lmax": 3, "mmax": 2, "prediction": "direct"})
+    layers = 3
+    inversion = False
+
+    test_bonds_along_the_axes_are_no_special_case = None
+    test_isolated_atoms_and_empty_edge_sets = None  # the stress head gives a lone atom a pressure
+    test_no_net_force_no_torque_and_symmetric_stress = None
+    test_forces_are_minus_the_gradient = None
+    test_stress_is_the_strain_derivative_per_volume = None
+    test_stress_equals_the_autograd_strain_derivative = None
+    test_hessian_by_double_backward = None
+    test_dynamics_conserve_energy = None

@@ -1,0 +1,105 @@
+"""Products of functions on the sphere, and the activations that are made of them or of gates.
+
+"SwiGLU-S²" of EquiformerV3 (arXiv 2604.09130). The product of two functions of degree L, projected
+back to degree L, is a polynomial of degree 3L under the integral, so a fine enough grid gives it
+exactly: every such grid gives the same numbers, and the smallest one is used.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mlip.nn.so3_layers import add_to_scalars
+from mlip.ops import table_like
+from mlip.so3 import degree_major, latitude_longitude_grid, order_major
+
+
+class SphereBasis(NamedTuple):
+    """Coefficients of functions on the sphere and the grid on which they are multiplied.
+
+    lmax, mmax: highest degree and order; in_frame: order-major coefficients, otherwise
+    degree-major. points: latitudes and longitudes of the published equiangular grid, or None for
+    the smallest Gauss–Legendre grid on which products are exact.
+    """
+
+    lmax: int
+    mmax: int
+    in_frame: bool
+    points: tuple[int, int] | None = None
+
+
+def is_exact(lmax: int, mmax: int, points: tuple[int, int]) -> bool:
+    """Tell whether an equiangular grid (latitudes, longitudes) projects products exactly."""
+    return points[0] > 3 * lmax and points[1] > 3 * mmax
+
+
+def grid_matrices(basis: SphereBasis) -> tuple[Tensor, Tensor]:
+    """Build the float64 matrices to the grid [G, n] and back [n, G].
+
+    Harmonics carry 1/√((2l+1)(L+1)) on the way there and its inverse on the way back; degrees
+    above mmax, which lack orders, √((2l+1)/(2 mmax+1)) both ways.
+    """
+    lmax, mmax = basis.lmax, basis.mmax
+    if basis.points is None:
+        shape = (3 * lmax // 2 + 1, 3 * mmax + 1)
+        grid = latitude_longitude_grid(lmax, *shape, "gauss_legendre", mmax=mmax)
+    else:
+        grid = latitude_longitude_grid(lmax, *basis.points, "soft", mmax=mmax)
+    pairs = degree_major(lmax, mmax)
+    components = torch.tensor([2.0 * degree + 1 for degree, _ in pairs], dtype=torch.float64)
+    scale = torch.sqrt(components * (lmax + 1))
+    missing = torch.sqrt(torch.clamp(components / (2 * mmax + 1), min=1.0))
+    to_grid = grid.to_grid * (missing / scale)
+    from_grid = grid.from_grid * (missing * scale)[:, None]
+    if not basis.in_frame:
+        return to_grid, from_grid
+    order = [pairs.index(pair) for pair in order_major(lmax, mmax)]
+    return to_grid[:, order], from_grid[order]
+
+
+def sphere_product(basis: SphereBasis, first: Tensor, second: Tensor) -> Tensor:
+    """Multiply two functions [N, n, C] on the sphere and project back to [N, n, C]."""
+    to_grid = table_like(first, _to_grid, basis)
+    from_grid = table_like(first, _from_grid, basis)
+    return from_grid @ ((to_grid @ first) * (to_grid @ second))
+
+
+def swiglu_s2(basis: SphereBasis, x: Tensor, scalars: Tensor) -> Tensor:
+    """Apply SwiGLU-S²: σ(g) · (a ∘ b), and silu(s₁)·s₂ added to l = 0, ∘ the product on the sphere.
+
+    Args:
+        basis: of the coefficients.
+        x: [N, n, 2C]; a then b.
+        scalars: [N, 3C]; s₁, s₂, g.
+
+    Returns:
+        [N, n, C].
+    """
+    first, second = x.chunk(2, dim=2)
+    s1, s2, gate = scalars.chunk(3, dim=1)
+    product = sphere_product(basis, first, second) * torch.sigmoid(gate)[:, None]
+    return add_to_scalars(product, torch.nn.functional.silu(s1) * s2)
+
+
+def gate_by_degree(x: Tensor, scalars: Tensor, degrees: Tensor) -> Tensor:
+    """Apply silu to l = 0 and multiply each degree l > 0 by σ of its own scalars.
+
+    Args:
+        x: [N, n, C], first coefficient l = 0.
+        scalars: [N, L·C], degree by degree.
+        degrees: [n] degree of each coefficient.
+    """
+    gates = torch.sigmoid(scalars).unflatten(1, (-1, x.shape[2]))  # [N, L, C]
+    higher = x[:, 1:] * gates.index_select(1, degrees[1:] - 1)
+    return torch.cat([torch.nn.functional.silu(x[:, :1]), higher], dim=1)
+
+
+def _to_grid(basis: SphereBasis) -> Tensor:
+    return grid_matrices(basis)[0].contiguous()
+
+
+def _from_grid(basis: SphereBasis) -> Tensor:
+    return grid_matrices(basis)[1].contiguous()
