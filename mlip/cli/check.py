@@ -7,6 +7,13 @@ from typing import Annotated
 
 import typer
 
+from mlip.cli.conversion import (
+    EnergyKeyOption,
+    ForcesKeyOption,
+    StressKeyOption,
+    VirialKeyOption,
+)
+
 
 def check(
     data: Annotated[list[str], typer.Argument(help="Files, folders or patterns of any format")],
@@ -28,12 +35,10 @@ def check(
     is2re: Annotated[
         str | None, typer.Option(help="Frame of IS2RE entries: initial or relaxed")
     ] = None,
-    energy_key: Annotated[str | None, typer.Option(help="Key of the total energy, eV")] = None,
-    forces_key: Annotated[str | None, typer.Option(help="Key of the forces, eV/Å")] = None,
-    stress_key: Annotated[
-        str | None, typer.Option(help="Key of the stress, eV/Å³, tension positive")
-    ] = None,
-    virial_key: Annotated[str | None, typer.Option(help="Key of the virial, eV")] = None,
+    energy_key: EnergyKeyOption = None,
+    forces_key: ForcesKeyOption = None,
+    stress_key: StressKeyOption = None,
+    virial_key: VirialKeyOption = None,
 ) -> None:
     """Report what data files hold; exit code 1 if an entry is bad, 2 if a file is unreadable."""
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""What the commands that write data sets share: their options, progress, report and exit code."""
+"""What the commands on data sets share: options, progress, report and exit code."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ EnergyConventionOption = Annotated[
     str | None,
     typer.Option(help="What the energies of OC20 files are: adsorption or total", metavar="KIND"),
 ]
+EnergyKeyOption = Annotated[str | None, typer.Option(help="Key of the total energy, eV")]
+ForcesKeyOption = Annotated[str | None, typer.Option(help="Key of the forces, eV/Å")]
+StressKeyOption = Annotated[
+    str | None, typer.Option(help="Key of the stress, eV/Å³, tension positive")
+]
+VirialKeyOption = Annotated[str | None, typer.Option(help="Key of the virial, eV")]
 
 
 def run_conversion(

@@ -9,10 +9,14 @@ import typer
 
 from mlip.cli.conversion import (
     EnergyConventionOption,
+    EnergyKeyOption,
+    ForcesKeyOption,
     OverwriteOption,
     ReportOption,
     ResumeOption,
     ShardSizeOption,
+    StressKeyOption,
+    VirialKeyOption,
     WorkersOption,
     run_conversion,
 )
@@ -38,12 +42,10 @@ def convert(
         str | None,
         typer.Option(help="Frame of IS2RE entries: initial or relaxed", metavar="FRAME"),
     ] = None,
-    energy_key: Annotated[str | None, typer.Option(help="Key of the total energy, eV")] = None,
-    forces_key: Annotated[str | None, typer.Option(help="Key of the forces, eV/Å")] = None,
-    stress_key: Annotated[
-        str | None, typer.Option(help="Key of the stress, eV/Å³, tension positive")
-    ] = None,
-    virial_key: Annotated[str | None, typer.Option(help="Key of the virial, eV")] = None,
+    energy_key: EnergyKeyOption = None,
+    forces_key: ForcesKeyOption = None,
+    stress_key: StressKeyOption = None,
+    virial_key: VirialKeyOption = None,
     workers: WorkersOption = 0,
     shard_size: ShardSizeOption = None,
     policy: Annotated[

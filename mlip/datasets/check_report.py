@@ -16,7 +16,8 @@ from mlip.datasets.formats.npz import SIZES_FILE, read_sizes
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import find_reader
 from mlip.datasets.report import UNITS, suspicions
-from mlip.datasets.tally import LABELS, Tally
+from mlip.datasets.structure import LABELS
+from mlip.datasets.tally import Tally
 from mlip.errors import DataError
 
 if TYPE_CHECKING:

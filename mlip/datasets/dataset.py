@@ -8,11 +8,14 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 
 from mlip.datasets.structure import Array, Structure
+
+if TYPE_CHECKING:
+    from mlip.datasets.labels import Extracted
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,8 @@ class Dataset(Protocol):
         ...
 
 
-class IndexedDataset(Sequence[Structure]):
-    """What formats with random access share: they have a length and read one entry by its place.
-
-    Args:
-        path: the file.
-        facts: what is known of it.
-    """
-
-    def __init__(self, path: Path, facts: DatasetFacts) -> None:
-        self.path = path
-        self.facts = facts
+class StructureSequence(Sequence[Structure]):
+    """What data sets share that read one entry at a time by its place."""
 
     def read(self, index: int) -> Structure:
         """Read and check the entry at a place from 0 to the length.
@@ -90,6 +84,31 @@ class IndexedDataset(Sequence[Structure]):
         if isinstance(index, slice):
             return [self.read(i) for i in range(*index.indices(len(self)))]
         return self.read(checked_index(index, len(self)))
+
+
+class IndexedDataset(StructureSequence):
+    """What foreign formats with random access share.
+
+    Args:
+        path: the file.
+        facts: what is known of it.
+    """
+
+    def __init__(self, path: Path, facts: DatasetFacts) -> None:
+        self.path = path
+        self.facts = facts
+
+    def extract(self, index: int) -> Extracted:
+        """Read an entry with the names its labels had, and what is not kept of it.
+
+        Raises:
+            DataError: a bad entry; the text names file, entry and field.
+        """
+        raise NotImplementedError
+
+    def read(self, index: int) -> Structure:
+        """Read and check the entry at a place from 0 to the length."""
+        return self.extract(index).structure
 
 
 class LoadedDataset(Sequence[Structure]):
@@ -130,7 +149,7 @@ class LoadedDataset(Sequence[Structure]):
         return f"{len(self)}-{digest.hexdigest()}"
 
 
-class ConcatenatedDataset(Sequence[Structure]):
+class ConcatenatedDataset(StructureSequence):
     """Several data sets one after the other.
 
     Args:
@@ -167,13 +186,8 @@ class ConcatenatedDataset(Sequence[Structure]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Structure: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Structure]: ...
-    def __getitem__(self, index: int | slice) -> Structure | list[Structure]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def read(self, index: int) -> Structure:
+        """Read the entry at a place from 0 to the length."""
         part, place = self.locate(index)
         return self.parts[part][place]
 
@@ -200,7 +214,7 @@ class ConcatenatedDataset(Sequence[Structure]):
         return which, i - (self._ends[which - 1] if which else 0)
 
 
-class SelectedDataset(Sequence[Structure]):
+class SelectedDataset(StructureSequence):
     """Some entries of a data set, in a given order.
 
     Args:
@@ -232,14 +246,9 @@ class SelectedDataset(Sequence[Structure]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Structure: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Structure]: ...
-    def __getitem__(self, index: int | slice) -> Structure | list[Structure]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.base[int(self.indices[checked_index(index, len(self))])]
+    def read(self, index: int) -> Structure:
+        """Read the entry at a place from 0 to the length."""
+        return self.base[int(self.indices[index])]
 
     def n_atoms(self) -> Array:
         """Give the number of atoms of every structure, [len] int64."""

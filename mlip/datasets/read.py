@@ -13,7 +13,7 @@ from mlip.datasets.formats.reader import Reader
 from mlip.datasets.formats.table import READERS
 from mlip.datasets.labels import Extracted, extract, label_hints
 from mlip.datasets.options import ReadOptions
-from mlip.datasets.structure import Structure
+from mlip.datasets.structure import LABELS, Structure
 from mlip.errors import DataError
 
 PathLike = str | os.PathLike[str]
@@ -147,8 +147,7 @@ def _folder(folder: Path) -> list[Path]:
 def _entry(path: Path, index: int, content: Any, options: ReadOptions) -> Entry:
     entry = Entry(path, index)
     if isinstance(content, Structure):
-        labels = ("energy", "forces", "stress")
-        used = {x: f"{x} (store)" for x in labels if getattr(content, x) is not None}
+        used = {x: f"{x} (store)" for x in LABELS if getattr(content, x) is not None}
         return entry._replace(structure=content, used=used)
     if isinstance(content, DataError):
         known = str(content).startswith(f"{path}")

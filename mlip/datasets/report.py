@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mlip.datasets.statistics import Statistics
+from mlip.datasets.structure import LABELS
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -205,7 +206,7 @@ def _warnings(report: ConversionReport, s: Statistics, differ: int) -> list[str]
             f"more than {MAX_COMPARED_INPUTS} inputs: their overlap was not counted pair by pair",
         ),
     ]
-    for label in ("energy", "forces", "stress"):
+    for label in LABELS:
         with_label = report.labelled.get(label, 0)
         found.append((0 < with_label < n, f"{n - with_label} of {n} frames have no {label}"))
     return [text for applies, text in found if applies] + suspicions(report.ranges, s)

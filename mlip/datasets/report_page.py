@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlip.datasets.report import SHOWN, ConversionReport
+from mlip.datasets.structure import LABELS
 
 
 def page(report: ConversionReport) -> Group:
@@ -54,7 +55,7 @@ def _inputs(report: ConversionReport) -> Table:
 
 def _labels(report: ConversionReport) -> Table:
     table = Table("label", "found under", "frames", box=None, pad_edge=False)
-    for label in ("energy", "forces", "stress"):
+    for label in LABELS:
         keys = report.label_keys.get(label, {})
         for key, count in keys.items():
             table.add_row(label, escape(key), str(count))

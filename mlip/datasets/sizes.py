@@ -72,6 +72,17 @@ def count_edges(
     return counts
 
 
+def known_edges(dataset: Dataset, cutoff: float) -> Counts:
+    """Give the edges within a cutoff (Å) that were counted before, [len]; `UNKNOWN` for the others.
+
+    Reads no structure.
+    """
+    counts = _none_known(len(dataset))
+    for base, places, slots in _bases(dataset, np.arange(len(dataset)), slice(None)):
+        counts[slots] = _load(_edges_file(base, cutoff), base)[places]
+    return counts
+
+
 def _bases(dataset: Dataset, places: Array, slots: Any) -> Iterator[tuple[Dataset, Array, Any]]:
     """Find the data sets below selections and concatenations, with the places asked for."""
     if isinstance(dataset, SelectedDataset):
@@ -93,7 +104,7 @@ def _bases(dataset: Dataset, places: Array, slots: Any) -> Iterator[tuple[Datase
 def _counted(
     dataset: Dataset, places: Array, cutoff: float, progress: Progress | None, workers: int
 ) -> Counts:
-    file = _side_file(dataset, f"edges-{cutoff:.17g}")
+    file = _edges_file(dataset, cutoff)
     known = _load(file, dataset)
     wanted = np.unique(places)
     missing = wanted[known[wanted] == UNKNOWN]
@@ -158,6 +169,10 @@ def _count(dataset: Dataset, chunk: Array, cutoff: float) -> Counts:
 def _side_file(dataset: Dataset, kind: str) -> Path | None:
     path = getattr(dataset, "path", None)
     return None if path is None else Path(path).with_name(f"{Path(path).name}.{kind}.npz")
+
+
+def _edges_file(dataset: Dataset, cutoff: float) -> Path | None:
+    return _side_file(dataset, f"edges-{cutoff:.17g}")
 
 
 def _none_known(length: int) -> Counts:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mlip.datasets.structure import Array, Structure
+from mlip.datasets.structure import LABELS, Array, Structure
 from mlip.graph import pair_distances
 
 # Energies per atom of one composition further from their median than this many robust standard
@@ -206,15 +206,20 @@ class Statistics:
         for z in present.tolist():
             self.element_atoms[z] += int(counts[z])
             self.element_frames[z] += 1
-        reduced = counts // np.gcd.reduce(counts[present])
-        group = self._compositions.setdefault(reduced.tobytes(), len(self._compositions))
+        group = self._compositions.setdefault(reduced_composition(s), len(self._compositions))
         self._groups.append(group)
         if "config_type" in s.info:
             self.config_types[str(s.info["config_type"])] += 1
-        for label in ("energy", "forces", "stress"):
+        for label in LABELS:
             self.labelled[label] += getattr(s, label) is not None
         if s.fixed is not None and s.fixed.any() and s.forces is not None:
             self.zero_forces_on_fixed += not s.forces[s.fixed].any()
+
+
+def reduced_composition(structure: Structure) -> bytes:
+    """Give a key that is equal for structures of one reduced formula."""
+    counts = np.bincount(structure.numbers)
+    return (counts // np.gcd.reduce(counts[counts > 0])).tobytes()
 
 
 def geometry_hash(structure: Structure) -> int:

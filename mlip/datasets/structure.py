@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 MAX_ATOMIC_NUMBER = 118
+LABELS = ("energy", "forces", "stress")
 # A cell counts as flat when its volume is below this fraction of the product of its edge lengths.
 FLAT_CELL = 1e-8
 # Stress matrices may be unsymmetric by rounding in a text file, not by more.

@@ -11,13 +11,12 @@ import numpy as np
 
 from mlip.datasets.read import Entry
 from mlip.datasets.statistics import Statistics
-from mlip.datasets.structure import Array, Structure
+from mlip.datasets.structure import LABELS, Array, Structure
 from mlip.errors import InputError
 from mlip.graph import pair_distances
 
 NAMED = 1000  # bad entries and missing labels that are named; all are counted
 KINDS = 10_000  # different values (charges, tags, extras) that are counted apart
-LABELS = ("energy", "forces", "stress")
 OPTIONAL = ("tags", "fixed", "charge", "spin")
 PBC_NAMES = np.array(["F", "T"])
 

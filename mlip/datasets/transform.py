@@ -20,12 +20,11 @@ from mlip.datasets.read import Entry, PathLike, expand, find_reader, iterate_fil
 from mlip.datasets.report import ConversionReport
 from mlip.datasets.sources import stated_metadata
 from mlip.datasets.split import assign_parts
-from mlip.datasets.statistics import geometry_hash, nearest_distance
-from mlip.datasets.structure import Array, Structure
+from mlip.datasets.statistics import geometry_hash, nearest_distance, reduced_composition
+from mlip.datasets.structure import LABELS, Array, Structure
 from mlip.errors import DataError, InputError
 
 PART_NAMES = {2: ("train", "valid"), 3: ("train", "valid", "test")}
-LABELS = ("energy", "forces", "stress")
 
 
 def merge(
@@ -87,12 +86,12 @@ def split(
     """
     options = options or ReadOptions()
     names = PART_NAMES.get(len(fractions)) or tuple(f"part{i}" for i in range(len(fractions)))
-    _keep_apart(expand(inputs), [Path(folder) / f"{name}{suffix}" for name in names])
-    groups, classes, lengths = _grouped(expand(inputs), by, stratify, options)
+    files, targets = expand(inputs), [Path(folder) / f"{name}{suffix}" for name in names]
+    _keep_apart(files, targets)
+    groups, classes, lengths = _grouped(files, by, stratify, options)
     part = assign_parts(groups, fractions, seed, classes)
     reports: dict[str, ConversionReport] = {}
-    for number, name in enumerate(names):
-        target = Path(folder) / f"{name}{suffix}"
+    for number, (name, target) in enumerate(zip(names, targets, strict=True)):
         wanted = part == number
         digest = hashlib.blake2b(np.packbits(wanted).tobytes(), digest_size=8).hexdigest()
         mark = {"part": name, "by": by, "fractions": list(fractions), "seed": seed, "of": digest}
@@ -258,12 +257,6 @@ def _key(name: str) -> Callable[[Entry], bytes]:
         return str(value).encode()
 
     return of_info
-
-
-def reduced_composition(structure: Structure) -> bytes:
-    """Give a key that is equal for structures of one reduced formula."""
-    counts = np.bincount(structure.numbers)
-    return (counts // np.gcd.reduce(counts[counts > 0])).tobytes()
 
 
 def _structure(entry: Entry) -> Structure:

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from mlip.graph import batch_index, number_of_graphs
 from mlip.models.direct import DirectPrediction
 from mlip.nn.edge_frames import EdgeFrameBuilder
 from mlip.nn.equiformer_heads import EnergyHead, StressHead
@@ -181,7 +182,7 @@ class EquiformerV3(nn.Module):
         Returns:
             Node energies [N] in gradient mode, a `DirectPrediction` in direct mode.
         """
-        batch, n_graphs = _structures(graph)
+        batch, n_graphs = batch_index(graph), number_of_graphs(graph)
         species = self.species_of[graph.atomic_numbers]
         edges = self.edges(graph.edge_vector, graph.edge_index, species)
         x = self.embed(graph, species, edges)
@@ -224,7 +225,7 @@ class EquiformerV3(nn.Module):
         self, graph: Any, x: Tensor, energies: Tensor, edges: AttentionEdges
     ) -> DirectPrediction:
         """Read forces and stress off the normalised features."""
-        batch, n_graphs = _structures(graph)
+        batch, n_graphs = batch_index(graph), number_of_graphs(graph)
         noise_mask = getattr(graph, "noise_mask", None) if self.config.denoising else None
         forces = self.force_head(x, edges)[:, 1:4, 0]
         if noise_mask is not None:
@@ -236,13 +237,6 @@ class EquiformerV3(nn.Module):
         if noise_mask is not None:
             stress = stress * (~graph.noisy).to(stress)[:, None, None]
         return DirectPrediction(energies, forces, stress)
-
-
-def _structures(graph: Any) -> tuple[Tensor, int]:
-    """Structure of each atom [N] and number of structures."""
-    n_graphs = int(graph.cell.shape[0])
-    batch = getattr(graph, "batch", None)
-    return torch.zeros_like(graph.atomic_numbers) if batch is None else batch, n_graphs
 
 
 def _sphere(config: EquiformerV3Config, *, on_edges: bool) -> SphereBasis:

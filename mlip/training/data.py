@@ -22,9 +22,10 @@ from mlip.datasets.feed.packing import EdgeBudgetSampler
 from mlip.datasets.formats.native import is_lmdb
 from mlip.datasets.policy import BadEntries
 from mlip.datasets.read import expand
+from mlip.datasets.sizes import UNKNOWN, known_edges
 from mlip.datasets.structure import Structure
 from mlip.errors import DataError, InputError
-from mlip.graph import AtomicGraph, batch_graphs, neighbor_list
+from mlip.graph import AtomicGraph, batch_graphs, pair_distances
 from mlip.training.survey import Survey, Surveyor, join
 
 HASHED_WHOLE = 256 << 20  # bytes; of larger files only the two ends are hashed
@@ -130,6 +131,9 @@ def survey_part(
 ) -> Part:
     """Read all structures once: survey them and keep their graphs while there is room.
 
+    Where graphs are not kept, edges that were counted before (``mlip data index``) are not
+    counted again.
+
     Args:
         name: of the data set.
         dataset: structures.
@@ -146,6 +150,7 @@ def survey_part(
     graphs: list[AtomicGraph] = []
     good: list[int] = []
     keep = memory.left >= 0
+    known = known_edges(dataset, cutoff)
     for i, structure in _usable(dataset, bad):
         try:
             if keep:
@@ -155,8 +160,7 @@ def survey_part(
                 keep = memory.take(graph)
             else:
                 graphs.clear()
-                s = structure
-                n_edges = neighbor_list(s.positions, s.cell, s.pbc, cutoff)[0].shape[1]
+                n_edges = _count_edges(structure, cutoff) if known[i] == UNKNOWN else int(known[i])
         except InputError as error:
             _take(bad, dataset.name(i), error)
             continue
@@ -165,6 +169,11 @@ def survey_part(
     if len(good) < len(dataset):
         dataset = SelectedDataset(dataset, np.array(good, dtype=np.int64))
     return Part(name, dataset, surveyor.result(), graphs if keep else None, weight)
+
+
+def _count_edges(structure: Structure, cutoff: float) -> int:
+    s = structure
+    return len(pair_distances(s.positions, s.cell, s.pbc, cutoff)[1])
 
 
 def _usable(dataset: Dataset, bad: BadEntries) -> Iterator[tuple[int, Structure]]:

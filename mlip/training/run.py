@@ -29,6 +29,7 @@ from mlip.training.report import RunLog
 from mlip.training.schedule import progress_of
 from mlip.training.sets import Splits, open_splits
 from mlip.training.state import Position, read_newest_state, state_files
+from mlip.training.summary import announce, training_statistics
 from mlip.training.zero import Zero, settle_zero
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
             write_config(config, folder / CONFIG_FILE)
             with atomic_write(folder / DATA_FILE, "w") as file:
                 json.dump(files, file, indent=1)
-        _announce(console, config, splits, potential, zero, world_size)
+        announce(console, config, splits, potential, zero, world_size)
         splits.bad.save()
         for line in splits.bad.summary(splits.entries()):
             console.print(line, style="yellow", highlight=False)
@@ -252,7 +253,7 @@ def _build(
         "level_of_theory": config.level_of_theory,
         "licence": config.licence,
         "training_data": files,
-        "training_statistics": _statistics(config, splits, zero),
+        "training_statistics": training_statistics(config, splits, zero),
         "training_settings": config.model_dump(mode="json", exclude={"data", "out"}),
     }
     return Potential(
@@ -302,46 +303,6 @@ def evaluate_sets(
     return results_of(_names(sets), sums, weights_at(config.loss, 1.0))
 
 
-def _announce(
-    console: Console,
-    config: TrainConfig,
-    splits: Splits,
-    potential: Potential,
-    zero: Zero,
-    world_size: int,
-) -> None:
-    for split, graphs in splits.all():
-        for part in graphs.parts:
-            found = part.survey
-            name = split if len(splits.train.parts) == 1 else f"{split} {part.name}"
-            weight = f", weight {part.weight:g}" if part.weight != 1 else ""
-            console.print(
-                f"{name}: {len(part.dataset)} structures{weight}, {found.n_atoms.sum()} atoms, "
-                f"{found.average_neighbors:.1f} neighbours within {graphs.cutoff:g} Å, labels: "
-                f"{found.energy.count} energies, "
-                f"{found.forces_count // 3} forces, {found.stress_count} stresses",
-                highlight=False,
-            )
-        if graphs.graphs is None:
-            console.print(f"{split}: graphs exceed data.memory_limit_GB, built when needed")
-    for line in zero.lines():
-        console.print(line, highlight=False)
-    weights = sum(p.numel() for p in potential.model.parameters())
-    console.print(
-        f"{config.model['name']}: {weights} weights, {config.precision}, scale "
-        f"{float(potential.to_header()['scale'][_first_symbol(potential)]):.4g} eV; batches of "
-        f"{config.batch.max_edges} edges, {config.epochs} epochs, {world_size} process"
-        f"{'es' if world_size > 1 else ''}; run folder {config.out}",
-        highlight=False,
-    )
-    if config.loss.energy_weight == 0 or config.loss.forces_weight == 0:
-        console.print("warning: a quantity shown below has weight 0 in the loss", style="yellow")
-
-
-def _first_symbol(potential: Potential) -> str:
-    return str(potential.to_header()["elements"][0])
-
-
 def _check_elements(potential: Potential, splits: Splits) -> None:
     for name, part in splits.all():
         unknown = sorted(set(part.survey.elements) - set(potential.elements))
@@ -367,37 +328,6 @@ def _files(config: TrainConfig) -> dict[str, Any]:
 def _names(sets: Sequence[GraphSet]) -> list[str]:
     """Give the names of sets that are reported one by one: none if there is only one."""
     return [each.parts[0].name for each in sets] if len(sets) > 1 else []
-
-
-def _statistics(config: TrainConfig, splits: Splits, zero: Zero) -> dict[str, Any]:
-    """Collect what the potential's file says about the training data, JSON-able."""
-    settings = {each.name: each for each in config.data.sets("train")}
-    sets = [
-        {
-            "name": part.name,
-            "structures": len(part.dataset),
-            "fingerprint": part.dataset.fingerprint(),
-            "weight": part.weight,
-            "labels": settings[part.name].labels,
-            "energy_convention": splits.conventions["train", part.name],
-            "residual_rmse": _finite(zero.rmse[part.name]),
-            "own_reference_energies": zero.own_by_symbol(part.name),
-        }
-        for part in splits.train.parts
-    ]
-    return {
-        "average_neighbors": splits.train.survey.average_neighbors,
-        "forces_rms": splits.train.survey.forces_rms,
-        "energy_convention": zero.convention,
-        "reference_energies_from": zero.references.source,
-        "reference_residual_rmse": _finite(zero.references.rmse),
-        "left_out": len(splits.bad.entries),
-        "sets": sets,
-    }
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value else None
 
 
 def _bad_entries(config: TrainConfig, rank: int) -> BadEntries:

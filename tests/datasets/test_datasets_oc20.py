@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from mlip.datasets.formats.oc20 import Oc20Dataset, is_oc20, open_oc20, read_oc20
+from mlip.datasets.formats.oc20 import Oc20Dataset, is_oc20, open_oc20
+from mlip.datasets.formats.reader import by_index
 from mlip.datasets.labels import LabelKeys
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.read import find_reader, iterate_file
@@ -208,7 +209,7 @@ def test_bad_entries_name_file_entry_and_field(tmp_path: Path, case: str) -> Non
         dataset[1]
     assert str(caught.value).startswith(f"{path}: entry 1: ")
     assert dataset[0].energy == dataset[2].energy == -1.5
-    frames = list(read_oc20(path, 0, ReadOptions()))
+    frames = list(by_index(open_oc20)(path, 0, ReadOptions()))
     assert [isinstance(frame, DataError) for _, frame in frames] == [False, True, False]
     found = list(iterate_file(path))
     assert [e.problem is None for e in found] == [True, False, True]
@@ -435,7 +436,8 @@ def test_bad_samples(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 open_oc20(path, ReadOptions())
             continue
         dataset = open_oc20(path, ReadOptions())
-        problems = {i: e for i, e in read_oc20(path, 0, ReadOptions()) if isinstance(e, DataError)}
+        frames = by_index(open_oc20)(path, 0, ReadOptions())
+        problems = {i: e for i, e in frames if isinstance(e, DataError)}
         assert all(str(e).startswith(f"{path}: entry {i}: ") for i, e in problems.items())
         bad = list(problems)
         wanted = [case["bad_index"]] if "bad_index" in case else []

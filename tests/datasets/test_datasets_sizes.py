@@ -13,11 +13,13 @@ from ase.neighborlist import primitive_neighbor_list
 from mlip.datasets import sizes
 from mlip.datasets.dataset import ConcatenatedDataset, DatasetFacts, LoadedDataset, SelectedDataset
 from mlip.datasets.feed.mixture import Relabelled
-from mlip.datasets.sizes import UNKNOWN, count_atoms, count_edges
+from mlip.datasets.policy import BadEntries
+from mlip.datasets.sizes import UNKNOWN, count_atoms, count_edges, known_edges
 from mlip.datasets.store import StructureStore
 from mlip.datasets.structure import Structure
 from mlip.datasets.writer import StructureWriter
 from mlip.errors import DataError
+from mlip.training import data as survey_data
 
 Make = Callable[[int], Structure]
 CUTOFF = 4.0
@@ -198,3 +200,35 @@ def test_atoms_are_counted_once(store, random_structure: Make, tmp_path: Path) -
         assert count_atoms(chosen).tolist() == expected
     assert rows.asked == 1
     assert UNKNOWN not in count_atoms(rows)
+
+
+def test_known_edges_read_nothing(store, counted) -> None:
+    assert (known_edges(store, CUTOFF) == UNKNOWN).all()
+    some = SelectedDataset(store, np.array([7, 3]))
+    expected = count_edges(some, CUTOFF).tolist()
+    counted[0] = 0
+    assert known_edges(some, CUTOFF).tolist() == expected
+    both = known_edges(ConcatenatedDataset([store, store]), CUTOFF)
+    assert both[[3, 7, COUNT + 3, COUNT + 7]].tolist() == 2 * expected[::-1]
+    assert (both == UNKNOWN).sum() == 2 * (COUNT - 2)
+    assert (known_edges(store, 3.0) == UNKNOWN).all()
+    assert counted == [0]
+
+
+def test_a_survey_counts_only_what_is_not_known(store, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    count = survey_data.pair_distances
+    monkeypatch.setattr(
+        survey_data, "pair_distances", lambda *args: (calls.append(args), count(*args))[1]
+    )
+    expected = survey_edges(store)
+    assert len(calls) == COUNT
+    count_edges(store, CUTOFF)
+    assert survey_edges(store) == expected == count_edges(store, CUTOFF).tolist()
+    assert len(calls) == COUNT
+
+
+def survey_edges(store: StructureStore) -> list[int]:
+    no_room = survey_data.GraphMemory(-1)
+    part = survey_data.survey_part("set", store, CUTOFF, no_room, BadEntries())
+    return part.survey.n_edges.tolist()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import overload
 
 import numpy as np
 
-from mlip.datasets.dataset import Dataset, DatasetFacts
-from mlip.datasets.structure import Array, Structure
+from mlip.datasets.dataset import Dataset, DatasetFacts, StructureSequence
+from mlip.datasets.structure import LABELS, Array, Structure
 from mlip.errors import InputError
 
-LABELS = ("energy", "forces", "stress")
 
-
-class Relabelled(Sequence[Structure]):
+class Relabelled(StructureSequence):
     """A data set some of whose labels are left out, and whose energies have another zero.
 
     Args:
@@ -47,13 +44,8 @@ class Relabelled(Sequence[Structure]):
     def __len__(self) -> int:
         return len(self.base)
 
-    @overload
-    def __getitem__(self, index: int) -> Structure: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Structure]: ...
-    def __getitem__(self, index: int | slice) -> Structure | list[Structure]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def read(self, index: int) -> Structure:
+        """Read the entry at a place from 0 to the length, with the labels and zero of this set."""
         found = self.base[index]
         changes: dict[str, object] = dict.fromkeys(self.dropped)
         if found.energy is not None and "energy" not in self.dropped:

@@ -15,11 +15,10 @@ import numpy as np
 import orjson
 
 from mlip.datasets.labels import SAME, Extracted, LabelKeys
-from mlip.datasets.structure import Array, Structure, real_array, real_scalar, stress_matrix
+from mlip.datasets.structure import LABELS, Array, Structure, real_array, real_scalar, stress_matrix
 from mlip.errors import DataError
 
 MAX_ROW_BYTES = 64 * 2**20  # inflated; the largest published rows have some 100 kB
-LABELS = ("energy", "forces", "stress")
 # What a row holds beside labels, geometry, `data` and `key_value_pairs` and nobody misses.
 _BOOKKEEPING = frozenset(
     {"unique_id", "ctime", "mtime", "user", "calculator", "calculator_parameters", "id"}

@@ -15,11 +15,10 @@ import numpy as np
 
 from mlip.datasets.dataset import DatasetFacts, IndexedDataset, checked_index
 from mlip.datasets.formats.ase_row import count_atoms, extract_row, load_json
-from mlip.datasets.formats.reader import Frames
 from mlip.datasets.labels import Extracted
 from mlip.datasets.lmdb_reader import LmdbReader
 from mlip.datasets.options import ReadOptions
-from mlip.datasets.structure import Array, Structure
+from mlip.datasets.structure import Array
 from mlip.errors import DataError
 
 FORMAT = "ASE LMDB (.aselmdb)"
@@ -49,16 +48,6 @@ def open_aselmdb(path: Path, options: ReadOptions) -> AseLmdbDataset:
     return AseLmdbDataset(path, options)
 
 
-def read_aselmdb(path: Path, start: int, options: ReadOptions) -> Frames:
-    """Give the rows in the order of their ids, each with the place its labels came from."""
-    dataset = AseLmdbDataset(path, options)
-    for i in range(start, len(dataset)):
-        try:
-            yield i, dataset.extract(i)
-        except DataError as error:
-            yield i, error
-
-
 class AseLmdbDataset(IndexedDataset):
     """Rows of one file in the order of their ids; read and checked when asked for.
 
@@ -83,10 +72,6 @@ class AseLmdbDataset(IndexedDataset):
 
     def __len__(self) -> int:
         return len(self._ids)
-
-    def read(self, index: int) -> Structure:
-        """Read and check the row at a place from 0 to the length."""
-        return self.extract(index).structure
 
     def extract(self, index: int) -> Extracted:
         """Read a row with the names its labels had, and what is not kept of it."""

@@ -18,7 +18,6 @@ import numpy as np
 import orjson
 
 from mlip.datasets.dataset import DatasetFacts, IndexedDataset
-from mlip.datasets.formats.reader import Frames
 from mlip.datasets.labels import Extracted
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.structure import Array, Structure, real_array, real_scalar, stress_matrix
@@ -50,16 +49,6 @@ def open_mptrj(path: Path, options: ReadOptions) -> MptrjDataset:
     return MptrjDataset(path, options)
 
 
-def read_mptrj(path: Path, start: int, options: ReadOptions) -> Frames:
-    """Give the frames in the order of the document, each with the keys of its labels."""
-    dataset = MptrjDataset(path, options)
-    for i in range(start, len(dataset)):
-        try:
-            yield i, dataset.extract(i)
-        except DataError as error:
-            yield i, error
-
-
 class MptrjDataset(IndexedDataset):
     """Frames of one document; read and checked when asked for. Safe to fork and to pickle.
 
@@ -89,10 +78,6 @@ class MptrjDataset(IndexedDataset):
 
     def __len__(self) -> int:
         return len(self._places) + bool(self._cut)
-
-    def read(self, index: int) -> Structure:
-        """Read and check the frame at a place from 0 to the length."""
-        return self.extract(index).structure
 
     def extract(self, index: int) -> Extracted:
         """Read a frame with the keys its labels had, and what is not kept of it."""

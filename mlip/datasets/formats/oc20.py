@@ -17,12 +17,11 @@ import numpy as np
 from mlip.datasets.dataset import DatasetFacts, IndexedDataset, checked_index
 from mlip.datasets.formats.oc20_entry import count_atoms, extract_entry, is_relaxation
 from mlip.datasets.formats.pickles import loads
-from mlip.datasets.formats.reader import Frames
 from mlip.datasets.labels import Extracted
 from mlip.datasets.lmdb_reader import LmdbReader
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.store import METADATA_KEY
-from mlip.datasets.structure import Array, Structure
+from mlip.datasets.structure import Array
 from mlip.errors import DataError
 
 FORMAT = "OC20 LMDB (pickled entries)"
@@ -61,16 +60,6 @@ def open_oc20(path: Path, options: ReadOptions) -> Oc20Dataset:
     return Oc20Dataset(path, options)
 
 
-def read_oc20(path: Path, start: int, options: ReadOptions) -> Frames:
-    """Give the entries in the order of their keys, each with the fields its labels came from."""
-    dataset = Oc20Dataset(path, options)
-    for i in range(start, len(dataset)):
-        try:
-            yield i, dataset.extract(i)
-        except DataError as error:
-            yield i, error
-
-
 class Oc20Dataset(IndexedDataset):
     """Entries of one file by their keys; read and checked when asked for.
 
@@ -99,10 +88,6 @@ class Oc20Dataset(IndexedDataset):
 
     def __len__(self) -> int:
         return len(self._keys)
-
-    def read(self, index: int) -> Structure:
-        """Read and check the entry at a place from 0 to the length."""
-        return self.extract(index).structure
 
     def extract(self, index: int) -> Extracted:
         """Read an entry with the names its labels had, and what is not kept of it."""

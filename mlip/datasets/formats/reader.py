@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlip.datasets.dataset import Dataset, DatasetFacts
+from mlip.datasets.dataset import Dataset, DatasetFacts, IndexedDataset
 from mlip.datasets.labels import Extracted
 from mlip.datasets.options import ReadOptions
 from mlip.datasets.structure import Structure
@@ -41,13 +41,17 @@ class Reader(NamedTuple):
 
 
 def by_index(open_file: Callable[[Path, ReadOptions], Dataset]) -> Callable[..., Frames]:
-    """Make the ``read`` of a format with random access from its ``open``."""
+    """Make the ``read`` of a format with random access from its ``open``.
+
+    Entries of an `IndexedDataset` come with the names that their labels had.
+    """
 
     def read(path: Path, start: int, options: ReadOptions) -> Frames:
         dataset = open_file(path, options)
+        read_entry = dataset.extract if isinstance(dataset, IndexedDataset) else dataset.__getitem__
         for i in range(start, len(dataset)):
             try:
-                yield i, dataset[i]
+                yield i, read_entry(i)
             except DataError as error:
                 yield i, error
 
