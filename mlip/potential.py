@@ -179,7 +179,9 @@ class Potential(nn.Module):
             vectors = edge_vectors(graph)
             if derivatives and not vectors.requires_grad:
                 vectors.requires_grad_(True)
-            energies = self._node_energies(graph, vectors)
+            keep = create_graph or vectors.grad_fn is not None
+            inference = not keep if derivatives else not torch.is_grad_enabled()
+            energies = self._node_energies(graph, vectors, inference=inference)
             energy = segment_sum(energies, batch, n_graphs)
             if not derivatives:
                 return Prediction(energy, energies, None, None)
@@ -209,7 +211,9 @@ class Potential(nn.Module):
         n_graphs = number_of_graphs(graph)
         keep = create_graph or graph.positions.requires_grad or not (forces or stress)
         with torch.set_grad_enabled(torch.is_grad_enabled() and keep):
-            output: DirectPrediction = self.model(self._view(graph, edge_vectors(graph)))
+            inference = not torch.is_grad_enabled()
+            view = self._view(graph, edge_vectors(graph), inference=inference)
+            output: DirectPrediction = self.model(view)
             energies = self._to_eV(output.energies, graph.atomic_numbers)
             energy = segment_sum(energies, batch_index(graph), n_graphs)
             force = output.forces.double() * self.direct_scale if forces else None
@@ -220,18 +224,23 @@ class Potential(nn.Module):
                 tensor = torch.where(graph.pbc.all(1)[:, None, None], raw, torch.nan)
         return Prediction(energy, energies, force, tensor)
 
-    def _view(self, graph: AtomicGraph, vectors: Tensor) -> AtomicGraph:
-        """Give the model a shallow copy of the graph with edge vectors in its precision."""
+    def _view(self, graph: AtomicGraph, vectors: Tensor, *, inference: bool) -> AtomicGraph:
+        """Give the model a shallow copy of the graph with edge vectors in its precision.
+
+        ``inference`` tells the model that nobody will ask for derivatives by weights, nor for
+        second derivatives: it may then keep and compute less.
+        """
         view = copy.copy(graph)
         view.edge_vector = vectors.to(self.dtype)
+        view.inference = inference
         return view
 
     def _to_eV(self, energies: Tensor, numbers: Tensor) -> Tensor:
         return self._scale[numbers] * energies.double() + (self._reference + self._shift)[numbers]
 
-    def _node_energies(self, graph: AtomicGraph, vectors: Tensor) -> Tensor:
+    def _node_energies(self, graph: AtomicGraph, vectors: Tensor, *, inference: bool) -> Tensor:
         numbers = graph.atomic_numbers
-        energies = self._to_eV(self.model(self._view(graph, vectors)), numbers)
+        energies = self._to_eV(self.model(self._view(graph, vectors, inference=inference)), numbers)
         if self.zbl is not None:
             energies = energies + self.zbl(numbers, vectors, graph.edge_index)
         return energies

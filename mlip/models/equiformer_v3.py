@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from mlip.graph import batch_index, number_of_graphs
 from mlip.models.direct import DirectPrediction
+from mlip.nn.attention_edges import AttentionEdges, group_edges
 from mlip.nn.edge_frames import EdgeFrameBuilder
 from mlip.nn.equiformer_heads import EnergyHead, StressHead
 from mlip.nn.force_encoding import encode_forces
 from mlip.nn.graph_attention import (
-    AttentionEdges,
     AttentionShape,
     EdgeDegreeEmbedding,
     EquivariantGraphAttention,
@@ -115,7 +115,10 @@ class EquiformerBlock(nn.Module):
     def forward(self, x: Tensor, edges: AttentionEdges, batch: Tensor, n_graphs: int) -> Tensor:
         """Map [N, K, C] to the same shape."""
         x = x + self._drop(self.attention(self.norm_1(x), edges), batch, n_graphs)
-        return x + self._drop(self.feed_forward(self.norm_2(x)), batch, n_graphs)
+        normal = self.norm_2(x)
+        if edges.groups is not None:
+            return x + self.feed_forward.infer(normal)
+        return x + self._drop(self.feed_forward(normal), batch, n_graphs)
 
     def _drop(self, branch: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
         """Leave the branch out for some structures in training (stochastic depth)."""
@@ -185,6 +188,8 @@ class EquiformerV3(nn.Module):
         batch, n_graphs = batch_index(graph), number_of_graphs(graph)
         species = self.species_of[graph.atomic_numbers]
         edges = self.edges(graph.edge_vector, graph.edge_index, species)
+        if getattr(graph, "inference", False) and not self.training:
+            edges = edges._replace(groups=group_edges(edges.target, len(species)))
         x = self.embed(graph, species, edges)
         for block in self.blocks:
             x = block(x, edges, batch, n_graphs)

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mlip.nn.edge_frames import EdgeFrames
+from mlip.nn.attention_edges import AttentionEdges
 from mlip.nn.edge_radial import EdgeRadialMLP
+from mlip.nn.grouped_attention import grouped_attention
 from mlip.nn.so2_linear import SO2Linear
 from mlip.nn.so3_layers import SO3Linear
 from mlip.nn.sphere_product import SphereBasis, gate_by_degree, swiglu_s2
-from mlip.ops import envelope_softmax, segment_sum
-
-
-class AttentionEdges(NamedTuple):
-    """What all layers know of the edges, sorted by target.
-
-    source, target: [E] atoms. source_element, target_element: [E] rows of element tables.
-    frames: rotations. basis: [E, R] radial functions. envelope: [E], 0 at the cutoff.
-    """
-
-    source: Tensor
-    target: Tensor
-    source_element: Tensor
-    target_element: Tensor
-    frames: EdgeFrames
-    basis: Tensor
-    envelope: Tensor
+from mlip.ops import by_groups, envelope_softmax, segment_sum
 
 
 @dataclass(frozen=True)
@@ -86,41 +70,54 @@ class EquivariantGraphAttention(nn.Module):
         extra = self.n_alpha + n_scalars
         self.linear_1 = SO2Linear(lmax, mmax, 2 * shape.channels, width, extra)
         self.alpha_norm = nn.LayerNorm(shape.alpha_channels)
-        self.linear_2 = SO2Linear(lmax, mmax, shape.hidden, shape.heads * shape.value_channels)
+        self.channels_summed = shape.heads * shape.value_channels
+        self.linear_2 = SO2Linear(lmax, mmax, shape.hidden, self.channels_summed)
         if not self.gated:  # two scalar paths meet in l = 0
             with torch.no_grad():
                 self.linear_2.axial.weight[:, : shape.hidden] /= math.sqrt(2)
-        self.projection = SO3Linear(lmax, shape.heads * shape.value_channels, channels_out)
+        self.projection = SO3Linear(lmax, self.channels_summed, channels_out)
 
     def forward(self, x: Tensor, edges: AttentionEdges) -> Tensor:
         """Map features of atoms [N, K, channels] to [N, K, channels_out]."""
-        message, logits = self._messages(x, edges)
-        n_atoms = x.shape[0]
-        weights = envelope_softmax(
-            logits, edges.envelope, edges.target, n_atoms, self.shape.epsilon
-        )
-        weights = weights * edges.envelope[:, None]
-        weights = nn.functional.dropout(weights, self.shape.dropout, self.training)
-        heads = message.unflatten(2, (self.shape.heads, -1))  # [E, n, H, V]
-        message = (heads * weights[:, None, :, None]).flatten(2)
-        summed = segment_sum(edges.frames.rotate_back(message), edges.target, n_atoms)
+        if edges.groups is not None:
+            return self.projection(grouped_attention(self, x, edges))
+        weighed = edges.frames.rotate(self.pair(x, x, edges)) * self.radial_weights(edges)
+        message, invariants = self.linear_1(weighed)
+        values = self.values(message, invariants, edges, x.shape[0])
+        summed = segment_sum(edges.frames.rotate_back(values), edges.target, x.shape[0])
         return self.projection(summed)
 
-    def _messages(self, x: Tensor, edges: AttentionEdges) -> tuple[Tensor, Tensor]:
-        """Compute values [E, n, H·V] in the frames of edges and logits [E, H]."""
-        shape, frames = self.shape, edges.frames
+    def pair(self, x: Tensor, own: Tensor, edges: AttentionEdges) -> Tensor:
+        """Put features of sources, rows of x, beside those of targets, rows of own: [E, K, 2C]."""
+        of_source, of_target = x.index_select(0, edges.source), own.index_select(0, edges.target)
+        return torch.cat([of_source, of_target], dim=2)
+
+    def radial_weights(self, edges: AttentionEdges) -> Tensor:
+        """Compute the weights of pairs in the frames, equal for all orders: [E, n, 2C]."""
+        lmax, mmax = self.shape.sphere.lmax, self.shape.sphere.mmax
         radial = self.radial(edges.basis, edges.source_element, edges.target_element)
-        radial = radial.view(-1, shape.sphere.lmax + 1, 2 * shape.channels)
-        pair = torch.cat([x.index_select(0, edges.source), x.index_select(0, edges.target)], dim=2)
-        message = frames.rotate(pair) * radial.index_select(1, frames.degrees)  # [E, n, 2C]
-        message, invariants = self.linear_1(message)
+        radial = radial.view(-1, lmax + 1, 2 * self.shape.channels)
+        orders = [radial[:, order:] for order in range(1, mmax + 1)]
+        return torch.cat([radial, *(part for order in orders for part in (order, order))], dim=1)
+
+    def values(
+        self, message: Tensor, invariants: Tensor, edges: AttentionEdges, n_atoms: int
+    ) -> Tensor:
+        """Activate messages and weight them by attention: [E, n, heads·V], in the frames."""
+        shape = self.shape
         alpha, scalars = invariants[:, : self.n_alpha], invariants[:, self.n_alpha :]
         if self.gated:
-            message = gate_by_degree(message, scalars, frames.degrees)
+            message = gate_by_degree(message, scalars, edges.frames.degrees)
         else:
             message = swiglu_s2(shape.sphere, message, scalars)
         values, _ = self.linear_2(message)
-        return values, self._logits(alpha)
+        weights = envelope_softmax(
+            self._logits(alpha), edges.envelope, edges.target, n_atoms, shape.epsilon
+        )
+        weights = weights * edges.envelope[:, None]
+        weights = nn.functional.dropout(weights, shape.dropout, self.training)
+        heads = values.unflatten(2, (shape.heads, -1))  # [E, n, H, V]
+        return (heads * weights[:, None, :, None]).flatten(2)
 
     def _logits(self, alpha: Tensor) -> Tensor:
         """Normalise, activate and contract invariants [E, H·A] to logits [E, H]."""
@@ -149,7 +146,21 @@ class EdgeDegreeEmbedding(nn.Module):
 
     def forward(self, edges: AttentionEdges, n_atoms: int) -> Tensor:
         """Sum axial functions of the edges of each atom: [N, K, channels]."""
-        radial = self.radial(edges.basis, edges.source_element, edges.target_element)
-        radial = (radial * edges.envelope[:, None]).view(-1, self.lmax + 1, self.channels)
-        message = edges.frames.rotate_back_axial(radial)
+        inputs = (edges.basis, edges.frames.matrix, edges.envelope)
+        if edges.groups is None:
+            return self._sum(edges, n_atoms, *inputs)
+        groups = edges.groups
+
+        def group(i: int, *parts: Tensor) -> Tensor:
+            return self._sum(edges.part(groups[i]), groups[i].n_atoms, *parts)
+
+        rows = [(each.atoms, each.edges) for each in groups]
+        return by_groups(group, rows, n_atoms, *inputs)
+
+    def _sum(
+        self, edges: AttentionEdges, n_atoms: int, basis: Tensor, matrix: Tensor, envelope: Tensor
+    ) -> Tensor:
+        radial = self.radial(basis, edges.source_element, edges.target_element)
+        radial = (radial * envelope[:, None]).view(-1, self.lmax + 1, self.channels)
+        message = edges.frames._replace(matrix=matrix).rotate_back_axial(radial)
         return segment_sum(message, edges.target, n_atoms) / self.average_degree

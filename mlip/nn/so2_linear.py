@@ -40,18 +40,38 @@ class SO2Linear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map order-major [E, n, channels_in] to [E, n, channels_out] and invariants [E, extra]."""
+        return self.mix(x, self.matrices())
+
+    def matrices(self) -> list[Tensor]:
+        """Write the weights of each order as one real matrix [out, in]."""
+        return [self.axial.weight, *(_complex_matrix(weight) for weight in self.orders)]
+
+    def mix(self, x: Tensor, matrices: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the outputs with the matrices of `matrices`."""
         n_edges, n_axial = x.shape[0], self.lmax + 1
-        axial = self.axial(x[:, :n_axial].flatten(1))
+        axial = nn.functional.linear(x[:, :n_axial].flatten(1), matrices[0], self.axial.bias)
         invariants, axial = axial[:, : self.extra], axial[:, self.extra :]
         parts = [axial.reshape(n_edges, n_axial, self.channels_out)]
-        start = n_axial
-        for order, weight in enumerate(self.orders, 1):
-            count = 2 * (n_axial - order)
-            pair = x[:, start : start + count].flatten(1)  # x+ and then x−
-            start += count
-            mixed = pair @ _complex_matrix(weight).T
-            parts.append(mixed.view(n_edges, count, self.channels_out))
+        for rows, matrix in zip(self._rows(), matrices[1:], strict=True):
+            mixed = x[:, rows].flatten(1) @ matrix.T  # x+ and then x−
+            parts.append(mixed.view(n_edges, rows.stop - rows.start, self.channels_out))
         return torch.cat(parts, dim=1), invariants
+
+    def pull_back(self, of_x: Tensor, of_invariants: Tensor, matrices: list[Tensor]) -> Tensor:
+        """Map gradients of both outputs to that of the input."""
+        n_edges, n_axial = of_x.shape[0], self.lmax + 1
+        axial = torch.cat([of_invariants, of_x[:, :n_axial].flatten(1)], dim=1)
+        parts = [axial @ matrices[0]]
+        for rows, matrix in zip(self._rows(), matrices[1:], strict=True):
+            parts.append(of_x[:, rows].flatten(1) @ matrix)
+        channels_in = matrices[0].shape[1] // n_axial
+        return torch.cat(parts, dim=1).view(n_edges, of_x.shape[1], channels_in)
+
+    def _rows(self) -> list[slice]:
+        """Give the coefficients of the orders ±1, ±2, ..."""
+        counts = [2 * (self.lmax + 1 - m) for m in range(1, len(self.orders) + 1)]
+        starts = [self.lmax + 1 + sum(counts[:i]) for i in range(len(counts))]
+        return [slice(a, a + n) for a, n in zip(starts, counts, strict=True)]
 
 
 def _complex_matrix(weight: Tensor) -> Tensor:

@@ -28,12 +28,18 @@ def add_to_scalars(x: Tensor, scalars: Tensor) -> Tensor:
     return torch.cat([x[:, :1] + scalars[:, None], x[:, 1:]], dim=1)
 
 
+def mix_channels(x: Tensor, weight: Tensor) -> Tensor:
+    """Apply one matrix [L+1, C_out, C_in] for each degree to [N, (L+1)², C_in]."""
+    parts = split_by_degree(x, len(weight) - 1)
+    mixed = [part @ matrix.T for part, matrix in zip(parts, weight, strict=True)]
+    return torch.cat(mixed, dim=1)
+
+
 class SO3Linear(nn.Module):
     """Mix channels with one matrix for each degree, and a bias for l = 0."""
 
     def __init__(self, lmax: int, channels_in: int, channels_out: int) -> None:
         super().__init__()
-        self.lmax = lmax
         bound = 1 / math.sqrt(channels_in)
         weight = torch.empty(lmax + 1, channels_out, channels_in).uniform_(-bound, bound)
         self.weight = nn.Parameter(weight)
@@ -41,9 +47,8 @@ class SO3Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, (L+1)², C_in] to [N, (L+1)², C_out]."""
-        parts = split_by_degree(x, self.lmax)
-        mixed = [part @ weight.T for part, weight in zip(parts, self.weight, strict=True)]
-        return add_to_scalars(torch.cat(mixed, dim=1), self.bias.expand(x.shape[0], -1))
+        mixed = mix_channels(x, self.weight)
+        return add_to_scalars(mixed, self.bias.expand(x.shape[0], -1))
 
 
 class MergedLayerNorm(nn.Module):

@@ -7,8 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mlip.nn.so3_layers import SO3Linear, add_to_scalars, dense
+from mlip.nn.so3_layers import SO3Linear, add_to_scalars, dense, mix_channels
 from mlip.nn.sphere_product import SphereBasis, sphere_product
+from mlip.ops import by_groups
+
+ATOMS_PER_GROUP = 8  # and thread: what a group touches stays in the cache of a core
 
 
 class SphereFeedForward(nn.Module):
@@ -16,7 +19,8 @@ class SphereFeedForward(nn.Module):
 
     The paper puts the two linear maps around the product on the grid. They have no bias and mix
     channels alone, so they commute with the way to the grid and back, and act here on the few
-    coefficients; the gate is constant over the grid and commutes too.
+    coefficients; the gate is constant over the grid and commutes too. In inference they are
+    multiplied into the linear maps of each degree before and after them.
     """
 
     def __init__(self, basis: SphereBasis, channels: int, hidden: int) -> None:
@@ -28,15 +32,52 @@ class SphereFeedForward(nn.Module):
         self.expand = dense(hidden, 2 * hidden, bias=False)
         self.contract = dense(hidden, hidden, bias=False)
         self.linear_2 = SO3Linear(basis.lmax, hidden, channels)
+        self._fold: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
         with torch.no_grad():  # two scalar paths meet in l = 0
             self.linear_2.weight[0] /= math.sqrt(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, K, channels] to the same shape."""
+        product, scalars = self._activate(x, self.expand(self.linear_1(x)))
+        return self.linear_2(add_to_scalars(self.contract(product), scalars))
+
+    def infer(self, x: Tensor) -> Tensor:
+        """Map like `forward`, with constant weights and without a second derivative."""
+        first, bias, second = self.folded()
+
+        def group(_: int, rows: Tensor) -> Tensor:
+            hidden = mix_channels(rows, first)
+            hidden[:, 0] += bias
+            product, scalars = self._activate(rows, hidden)
+            scalars = nn.functional.linear(scalars, self.linear_2.weight[0], self.linear_2.bias)
+            return add_to_scalars(mix_channels(product, second), scalars)
+
+        size = ATOMS_PER_GROUP * torch.get_num_threads() if x.device.type == "cpu" else len(x)
+        rows = [slice(i, i + size) for i in range(0, len(x), max(size, 1))]
+        return by_groups(group, [(part, part) for part in rows], len(x), x)
+
+    def folded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Multiply neighbouring linear maps: [L+1, 2·hidden, C], bias, [L+1, C, hidden]."""
+        weights = (
+            self.linear_1.weight,
+            self.linear_1.bias,
+            self.expand.weight,
+            self.contract.weight,
+            self.linear_2.weight,
+        )
+        key = tuple(number for w in weights for number in (w.data_ptr(), w._version))
+        if self._fold is None or self._fold[0] != key:
+            w1, b1, expand, contract, w2 = (w.detach().double() for w in weights)
+            found = (expand @ w1, expand @ b1, w2 @ contract)
+            first, bias, second = (tensor.to(weights[0]) for tensor in found)
+            self._fold = (key, (first, bias, second))
+        return self._fold[1]
+
+    def _activate(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply both halves of [N, K, 2·hidden] on the sphere; compute what l = 0 gets more."""
         invariants = x[:, 0]
-        first, second = self.expand(self.linear_1(x)).chunk(2, dim=2)  # [N, K, hidden]
+        first, second = hidden.chunk(2, dim=2)
         product = sphere_product(self.basis, first, second)
         product = product * torch.sigmoid(self.gate(invariants))[:, None]
         s1, s2 = self.scalars(invariants).chunk(2, dim=1)
-        mixed = add_to_scalars(self.contract(product), nn.functional.silu(s1) * s2)
-        return self.linear_2(mixed)
+        return product, nn.functional.silu(s1) * s2

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from mlip.models.equiformer_v3_official import our_name
+from mlip.nn.attention_edges import AttentionEdges
 from mlip.nn.edge_frames import EdgeFrameBuilder
 from mlip.nn.edge_radial import EdgeRadialMLP
 from mlip.nn.equiformer_heads import EnergyHead, StressHead
 from mlip.nn.graph_attention import (
-    AttentionEdges,
     AttentionShape,
     EquivariantGraphAttention,
     smooth_leaky_relu,

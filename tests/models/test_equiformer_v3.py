@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 
 from mlip.errors import InputError
 from mlip.graph import atoms_to_graph, batch_graphs
 from mlip.models import create_model, model_name
+from mlip.nn.sphere_feed_forward import SphereFeedForward
+from mlip.nn.sphere_product import SphereBasis
 from mlip.potential import Potential
 
 SMALL = {
@@ -224,3 +227,30 @@ def test_starts_as_published():
     first, second = block.feed_forward.linear_2.weight.detach()[:2]
     assert first.std() / second.std() == pytest.approx(np.sqrt(0.5), rel=0.05)
     assert second.std() == pytest.approx(1 / np.sqrt(3 * 64), rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{}, {"prediction": "direct"}, {"max_neighbors": 6}])
+def test_inference_by_groups_equals_the_definition(monkeypatch, settings):
+    """Small groups that recompute, against the whole graph through autograd."""
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr("mlip.nn.attention_edges.EDGES_PER_GROUP", 10)
+    monkeypatch.setattr("mlip.nn.sphere_feed_forward.ATOMS_PER_GROUP", 3)
+    potential = small_potential(**settings)
+    for parameter in potential.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
+    atoms.rattle(0.1, seed=1)
+    far = Atoms("NaCl", [[0, 0, 0], [0, 0, 40.0]])  # atoms without an edge
+    graph = batch_graphs([atoms_to_graph(a, potential.cutoff) for a in (atoms, far, atoms[:3])])
+    for found, expected in zip(potential(graph), potential(graph, create_graph=True), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-11, equal_nan=True)
+
+
+def test_folded_weights_follow_the_weights():
+    layer = SphereFeedForward(SphereBasis(2, 2, in_frame=False), 3, 4).double()
+    x = torch.randn(5, 9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for change in (0.0, 0.3):
+        with torch.no_grad():
+            layer.contract.weight += change
+            layer.linear_1.bias += change
+            torch.testing.assert_close(layer.infer(x), layer(x), rtol=0, atol=1e-12)
