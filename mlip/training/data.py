@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from mlip.datasets import StructureStore, structure_to_graph
 from mlip.datasets.dataset import ConcatenatedDataset, Dataset, SelectedDataset
 from mlip.datasets.feed.mixture import Relabelled, appearance_weights, shift_of
+from mlip.datasets.feed.noise import BatchNoise, PositionNoise, with_noise
 from mlip.datasets.feed.packing import EdgeBudgetSampler
 from mlip.datasets.formats.native import is_lmdb
 from mlip.datasets.policy import BadEntries
@@ -197,6 +197,7 @@ def loader(
     *,
     workers: int = 0,
     start_method: str | None = None,
+    noise: PositionNoise | None = None,
 ) -> Iterable[AtomicGraph]:
     """Give batches in the order of `sampler`; graphs that are not in memory are built.
 
@@ -205,29 +206,32 @@ def loader(
         sampler: which structures make a batch.
         workers: processes that read and build; 0 does it here.
         start_method: how they start, None for the platform's way.
+        noise: corrupts positions; None leaves them alone.
     """
     if graphs.graphs is None:
         from mlip.datasets.feed.loader import make_loader
 
         return make_loader(
-            graphs.dataset, sampler, graphs.cutoff, workers=workers, start_method=start_method
-        )
-    return DataLoader(
-        graphs,
-        batch_sampler=_Batches(sampler),
-        collate_fn=batch_graphs,
-        generator=torch.Generator(),  # else the loader draws from the global generator
-    )
+            graphs.dataset, sampler, graphs.cutoff,
+            workers=workers, start_method=start_method, noise=noise,
+        )  # fmt: skip
+    return _InMemory(graphs, sampler, noise)
 
 
-class _Batches:
-    """The batches of a sampler without a length, which changes from epoch to epoch."""
+class _InMemory:
+    """Batches of graphs that are in memory, pass after pass."""
 
-    def __init__(self, sampler: EdgeBudgetSampler) -> None:
-        self.sampler = sampler
+    def __init__(
+        self, graphs: GraphSet, sampler: EdgeBudgetSampler, noise: PositionNoise | None
+    ) -> None:
+        self.graphs, self.sampler, self.noise = graphs, sampler, noise
 
-    def __iter__(self) -> Any:
-        return iter(self.sampler)
+    def __iter__(self) -> Iterator[AtomicGraph]:
+        return (self._batch(*task) for task in with_noise(self.sampler, self.noise))
+
+    def _batch(self, noise: BatchNoise | None, indices: list[int]) -> AtomicGraph:
+        graphs = [self.graphs[i] for i in indices]
+        return batch_graphs(graphs) if noise is None else noise.corrupt_graphs(graphs)
 
 
 def describe_files(paths: Sequence[str]) -> list[dict[str, Any]]:

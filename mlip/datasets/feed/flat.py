@@ -22,11 +22,12 @@ from mlip.datasets.feed.columns import (
     columns_of_structures,
     neighbor_lists,
 )
+from mlip.datasets.feed.noise import BatchNoise, mark_noise
 from mlip.datasets.structure import Array, Structure
 from mlip.graph import AtomicGraph
 
 _ALIGNMENT = 8
-_SMALL = ("numbers", "fixed", "pbc")  # one byte each
+_SMALL = ("numbers", "fixed", "pbc", "noise_mask", "noisy")  # one byte each
 _TORCH = {
     "f8": torch.float64, "i8": torch.int64, "i4": torch.int32, "i2": torch.int16, "i1": torch.int8,
     "u1": torch.uint8,
@@ -69,6 +70,7 @@ class FlatBatch:
         indices: Sequence[int],
         cutoff: float | None = None,
         name: Callable[[int], str] = "structure {}".format,
+        noise: BatchNoise | None = None,
     ) -> Self:
         """Join entries of the native store (see encoding.py).
 
@@ -77,12 +79,13 @@ class FlatBatch:
             indices: place of each in the data set.
             cutoff: Å; neighbour lists are built if given.
             name: how errors call the structure at a place in the data set.
+            noise: moves atoms before neighbours are found, and leaves its marks in the batch.
 
         Raises:
             DataError: an entry is damaged or cannot have neighbours; the text names it.
         """
         names = Names(indices, name)
-        return cls._join(*columns_of_bytes(entries, names), names, cutoff)
+        return cls._join(*columns_of_bytes(entries, names), names, cutoff, noise)
 
     @classmethod
     def from_structures(
@@ -91,18 +94,27 @@ class FlatBatch:
         indices: Sequence[int],
         cutoff: float | None = None,
         name: Callable[[int], str] = "structure {}".format,
+        noise: BatchNoise | None = None,
     ) -> Self:
         """Join structures of any data set; arguments and errors as for :meth:`from_bytes`."""
-        return cls._join(*columns_of_structures(structures), Names(indices, name), cutoff)
+        names = Names(indices, name)
+        return cls._join(*columns_of_structures(structures), names, cutoff, noise)
 
     @classmethod
     def _join(
-        cls, n_atoms: tuple[int, ...], columns: Columns, names: Names, cutoff: float | None
+        cls,
+        n_atoms: tuple[int, ...],
+        columns: Columns,
+        names: Names,
+        cutoff: float | None,
+        noise: BatchNoise | None,
     ) -> Self:
         check_columns(columns, n_atoms, names)
         bulk = columns["pbc"].reshape(-1, 3).min(axis=1) > 0
         if not bulk.all():  # the stress of anything else is no label, as in structure_to_graph
             columns["stress"] = np.where(bulk.repeat(9), columns["stress"].reshape(-1), np.nan)
+        if noise is not None:
+            noise.corrupt_columns(columns, n_atoms, names.indices)
         edges: Edges = []
         if cutoff is not None:
             edges = neighbor_lists(columns, n_atoms, cutoff, names)
@@ -169,6 +181,9 @@ class FlatBatch:
         }.items():
             batch._store[field] = tensor
         self._remember_parts(batch, offsets)
+        if "noise" in self.sections:
+            noise = self.array("noise").view(total, 3).clone()
+            mark_noise(batch, noise, self.array("noise_mask") != 0, self.array("noisy") != 0)
         return batch
 
     def _remember_parts(self, batch: Batch, offsets: Tensor) -> None:

@@ -14,11 +14,20 @@ from torch_geometric.data import Batch
 
 from mlip.datasets.dataset import ConcatenatedDataset, Dataset, SelectedDataset
 from mlip.datasets.feed.flat import FlatBatch
+from mlip.datasets.feed.noise import BatchNoise, PositionNoise, with_noise
 from mlip.datasets.store import StructureStore
 from mlip.errors import InputError, MlipError
 
 
-def read_batch(dataset: Dataset, indices: Sequence[int], cutoff: float | None) -> FlatBatch:
+Task = tuple[BatchNoise | None, list[int]]
+
+
+def read_batch(
+    dataset: Dataset,
+    indices: Sequence[int],
+    cutoff: float | None,
+    noise: BatchNoise | None = None,
+) -> FlatBatch:
     """Read some structures of a data set as one batch; the fastest way it allows.
 
     Args:
@@ -26,6 +35,7 @@ def read_batch(dataset: Dataset, indices: Sequence[int], cutoff: float | None) -
             made into structures.
         indices: places in the data set.
         cutoff: Å; neighbour lists are built if given.
+        noise: moves atoms before neighbours are found.
 
     Raises:
         DataError: an entry cannot be used; the text names file and entry.
@@ -38,13 +48,13 @@ def read_batch(dataset: Dataset, indices: Sequence[int], cutoff: float | None) -
         slots.append(k)
     if not all(isinstance(base, StructureStore) for base, _, _ in places.values()):
         structures = [dataset[i] for i in indices]
-        return FlatBatch.from_structures(structures, indices, cutoff, dataset.name)
+        return FlatBatch.from_structures(structures, indices, cutoff, dataset.name, noise)
     entries: list[bytes] = [b""] * len(indices)
     for base, wanted, slots in places.values():
         assert isinstance(base, StructureStore)
         for k, data in zip(slots, base.read_bytes(wanted), strict=True):
             entries[k] = data
-    return FlatBatch.from_bytes(entries, indices, cutoff, dataset.name)
+    return FlatBatch.from_bytes(entries, indices, cutoff, dataset.name, noise)
 
 
 def _resolve(dataset: Dataset, index: int) -> tuple[Dataset, int]:
@@ -89,6 +99,7 @@ def make_loader(
     device: torch.device | str = "cpu",
     start_method: str | None = None,
     prefetch: int = 8,
+    noise: PositionNoise | None = None,
 ) -> GraphLoader:
     """Give batches of graphs in the order of a sampler; neighbour lists are built on the way.
 
@@ -107,6 +118,8 @@ def make_loader(
         start_method: ``"fork"``, ``"spawn"`` or ``"forkserver"``; None for Python's choice.
         prefetch: batches that each worker reads ahead; half of them travel as one message, which
             costs the main process less than single ones.
+        noise: moves atoms before neighbours are found; the sampler must tell ``epoch`` and
+            ``step``, as the one above does.
 
     Raises:
         DataError: while iterating, for an entry that cannot be used; names file and entry.
@@ -118,7 +131,7 @@ def make_loader(
         raise InputError(f"start method {start_method!r} is not one of {', '.join(known)}")
     groups: DataLoader[Any] = DataLoader(
         _Groups(dataset, cutoff),
-        sampler=_Order(sampler, group),
+        sampler=_Order(sampler, group, noise),
         batch_size=None,
         collate_fn=_unchanged,
         num_workers=workers,
@@ -141,11 +154,11 @@ class _Groups(torch.utils.data.Dataset[Any]):
         self.dataset = dataset
         self.cutoff = cutoff
 
-    def __getitem__(self, group: list[list[int]]) -> list[FlatBatch | MlipError]:
+    def __getitem__(self, group: list[Task]) -> list[FlatBatch | MlipError]:
         found: list[FlatBatch | MlipError] = []
-        for indices in group:
+        for noise, indices in group:
             try:
-                found.append(read_batch(self.dataset, indices, self.cutoff))
+                found.append(read_batch(self.dataset, indices, self.cutoff, noise))
             except MlipError as error:
                 return [*found, error]
         return found
@@ -154,12 +167,15 @@ class _Groups(torch.utils.data.Dataset[Any]):
 class _Order(torch.utils.data.Sampler[Any]):
     """Groups of batches of a sampler; without a length, which changes from epoch to epoch."""
 
-    def __init__(self, sampler: Iterable[list[int]], group: int) -> None:
+    def __init__(
+        self, sampler: Iterable[list[int]], group: int, noise: PositionNoise | None
+    ) -> None:
         self.sampler = sampler
         self.group = group
+        self.noise = noise
 
-    def __iter__(self) -> Iterator[list[list[int]]]:
-        batches = iter(self.sampler)
+    def __iter__(self) -> Iterator[list[Task]]:
+        batches = with_noise(self.sampler, self.noise)
         return iter(lambda: list(islice(batches, self.group)), [])
 
 
