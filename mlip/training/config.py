@@ -21,7 +21,6 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -101,6 +100,7 @@ class DataConfig(_Settings):
     energy_convention: Literal["total", "adsorption"] | None = None  # of sets that do not say
     is2re: Literal["initial", "relaxed"] | None = None  # likewise
     on_bad: Literal["raise", "skip", "quarantine"] = "raise"  # structures that cannot be used
+    max_edges: Count | None = None  # larger structures are left out of the training set
     memory_limit_GB: NonNegative = 4.0  # graphs are kept in memory below this size
     workers: Annotated[int, Field(ge=0)] = 0  # loader processes, used above that size
     start_method: Literal["fork", "spawn", "forkserver"] | None = None  # of the workers
@@ -166,14 +166,17 @@ class LossConfig(_Settings):
     energy_delta: Positive = 0.01
     forces_delta: Positive = 0.1
     stress_delta: Positive = 0.01
+    normalised: bool = False  # divide residuals by the scale of the potential (the force RMS)
+    stress_by_component: bool = False  # mean penalty of nine numbers, not of the tensor's length
 
 
 class OptimizerConfig(_Settings):
-    """AdamW; the weight decay acts on matrices only."""
+    """AdamW; the weight decay acts on the weights of linear maps only."""
 
     lr: Positive = 5e-3
     weight_decay: NonNegative = 1e-5
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
     amsgrad: bool = False
 
 
@@ -181,7 +184,20 @@ class ScheduleConfig(_Settings):
     """Linear warm-up, then a cosine that reaches `lr_min_fraction` at the end of the run."""
 
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_epochs: Positive | None = None  # takes the place of `warmup_steps`
+    warmup_start: Fraction = 0.0  # of the learning rate
     lr_min_fraction: Fraction = 0.01
+
+
+class DenoisingConfig(_Settings):
+    """Denoising in pre-training (DeNS): see docs/training.md. Validation has no noise."""
+
+    probability: Fraction = 0.5  # of noise in a batch
+    ratio: Fraction = 0.5  # probability of an atom of such a batch to be moved
+    sigma: Positive = 0.025  # standard deviation of each component of a displacement, Å
+    strict_max_ratio: Fraction = 0.75  # structures with more atoms selected are left alone
+    max_force: Positive | None = None  # eV/Å; structures with a larger one are left alone
+    weight: NonNegative = 10.0  # of moved atoms, where others have `loss.forces_weight`
 
 
 class BatchConfig(_Settings):
@@ -202,12 +218,15 @@ class TrainConfig(_Settings):
     """A training run. None means: chosen from the data and written to the resolved file."""
 
     data: DataConfig
-    model: dict[str, Any] = Field(default_factory=lambda: {"name": "facet"})
+    model: dict[str, Any] = Field(
+        default_factory=dict
+    )  # with `initial`: what shall differ from its model
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     batch: BatchConfig = BatchConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    denoising: DenoisingConfig | None = None
     epochs: Count | None = None
     max_steps: Count | None = None  # ends the run earlier; the schedule is fitted to it
     max_time_minutes: Positive | None = None  # likewise; such a run is not reproducible bit for bit
@@ -216,6 +235,7 @@ class TrainConfig(_Settings):
     reference_energies: ReferenceChoice | None = None  # eV per element; None: "fit"
     zbl: bool = False
     initial: str | None = None  # potential to go on from: its model, weights, references, scale
+    initial_reset: tuple[str, ...] = ()  # sub-modules that start from new weights all the same
     precision: Literal["float32", "float64"] = "float32"
     device: str = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -224,10 +244,13 @@ class TrainConfig(_Settings):
     licence: str | None = None
     out: str | None = None  # run folder; None: runs/<name of the data>
 
-    @field_validator("model")
+    @model_validator(mode="before")
     @classmethod
-    def _name_the_model(cls, model: dict[str, Any]) -> dict[str, Any]:
-        return {"name": "facet", **model}
+    def _name_the_model(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not isinstance(values.get("model", {}), Mapping):
+            return values
+        default = {} if values.get("initial") else {"name": "facet"}
+        return {**values, "model": {**default, **values.get("model", {})}}
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -235,6 +258,8 @@ class TrainConfig(_Settings):
         final = loss.energy_weight if loss.energy_weight_final is None else loss.energy_weight_final
         if max(loss.energy_weight, final, loss.forces_weight, loss.stress_weight) == 0:
             raise ValueError("all loss weights are zero: nothing would be learned")
+        if self.initial_reset and self.initial is None:
+            raise ValueError("initial_reset needs initial, the potential whose weights it replaces")
         return self
 
 

@@ -42,6 +42,7 @@ class Part:
         survey: what is in it.
         graphs: graph of every structure, None if they are not kept.
         weight: expected appearances of a structure in an epoch.
+        too_large: number of structures left out for their number of edges.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Part:
     survey: Survey
     graphs: list[AtomicGraph] | None
     weight: float = 1.0
+    too_large: int = 0
 
     def shift_energies(self, by: Mapping[int, float]) -> None:
         """Add ``by[z]`` eV to the energies for each atom of element z."""
@@ -128,6 +130,7 @@ def survey_part(
     *,
     start: int = 0,
     weight: float = 1.0,
+    max_edges: int | None = None,
 ) -> Part:
     """Read all structures once: survey them and keep their graphs while there is room.
 
@@ -142,6 +145,7 @@ def survey_part(
         bad: what to do with structures that cannot be used.
         start: `index` of the first graph.
         weight: expected appearances of a structure in an epoch.
+        max_edges: larger structures are left out; None keeps all.
 
     Raises:
         DataError: a structure cannot be used and `bad` says to raise.
@@ -149,26 +153,31 @@ def survey_part(
     surveyor = Surveyor()
     graphs: list[AtomicGraph] = []
     good: list[int] = []
-    keep = memory.left >= 0
+    keep, too_large = memory.left >= 0, 0
     known = known_edges(dataset, cutoff)
     for i, structure in _usable(dataset, bad):
         try:
             if keep:
                 graph = structure_to_graph(structure, cutoff, index=start + len(good))
                 n_edges = graph.edge_index.shape[1]
-                graphs.append(graph)
-                keep = memory.take(graph)
             else:
                 graphs.clear()
                 n_edges = _count_edges(structure, cutoff) if known[i] == UNKNOWN else int(known[i])
         except InputError as error:
             _take(bad, dataset.name(i), error)
             continue
+        if max_edges is not None and n_edges > max_edges:
+            too_large += 1
+            continue
+        if keep:
+            graphs.append(graph)
+            keep = memory.take(graph)
         surveyor.add(structure, n_edges)
         good.append(i)
     if len(good) < len(dataset):
         dataset = SelectedDataset(dataset, np.array(good, dtype=np.int64))
-    return Part(name, dataset, surveyor.result(), graphs if keep else None, weight)
+    kept = graphs if keep else None
+    return Part(name, dataset, surveyor.result(), kept, weight, too_large)
 
 
 def _count_edges(structure: Structure, cutoff: float) -> int:

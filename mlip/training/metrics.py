@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from mlip.training.config import LossConfig
-from mlip.training.losses import Residuals, Weights, label_counts, loss_terms
+from mlip.training.losses import (
+    PLAIN,
+    Residuals,
+    Units,
+    Weights,
+    label_counts,
+    loss_terms,
+)
 
 GPA = 160.21766208  # eV/Å³ in GPa
 
@@ -29,12 +36,13 @@ class ErrorSums:
     """Running sums behind MAE, RMSE and loss; sums of two processes add up to the total.
 
     Attributes:
-        values: [5, 3] float64, the columns being energy, forces and stress; the rows the sum of
-            |x|, of x², the number of components, the sum of the penalties, the number of labels.
+        values: [5, 4] float64, the columns being energy, forces, stress and noise; the rows the
+            sum of |x|, of x², the number of components, the sum of the penalties, the number of
+            rows that the loss is a mean over.
     """
 
     def __init__(self) -> None:
-        self.values = torch.zeros(5, 3, dtype=torch.float64)
+        self.values = torch.zeros(5, 4, dtype=torch.float64)
 
     def add(self, sums: Tensor) -> None:
         """Add what `batch_sums` gave for a batch."""
@@ -71,23 +79,27 @@ def results_of(
     return found
 
 
-def batch_sums(found: Residuals, terms: Tensor | None, config: LossConfig) -> Tensor:
-    """Sum errors and penalties of a batch, [5, 3] as in `ErrorSums.values`.
+def batch_sums(
+    found: Residuals, terms: Tensor | None, config: LossConfig, units: Units = PLAIN
+) -> Tensor:
+    """Sum errors and penalties of a batch, [5, 4] as in `ErrorSums.values`.
 
     Args:
         found: residuals of the batch.
-        terms: summed penalties [3] if they are known already.
+        terms: summed penalties [4] if they are known already.
         config: shape of the penalties.
+        units: of the potential.
     """
     with torch.no_grad():
-        terms = loss_terms(found, config) if terms is None else terms.detach()
-        labels = label_counts(found)
-        zero = labels.new_zeros(())
-        absolute, square, per_row = [zero] * 3, [zero] * 3, [0.0] * 3
+        terms = loss_terms(found, config, units) if terms is None else terms.detach()
+        counted = label_counts(found)
+        zero = counted.new_zeros(())
+        absolute, square, components = [zero] * 4, [zero] * 4, [zero] * 4
         for i, residual in enumerate(found):
             if residual is not None:
                 absolute[i] = residual.values.abs().sum()
                 square[i] = residual.values.square().sum()
-                per_row[i] = float(residual.values[:1].numel())
-        components = labels * labels.new_tensor(per_row)
-        return torch.stack([torch.stack(absolute), torch.stack(square), components, terms, labels])
+                per_row = residual.values[:1].numel()
+                components[i] = (residual.known.sum() * per_row).to(torch.float64)
+        rows = [torch.stack(row) for row in (absolute, square, components)]
+        return torch.stack([*rows, terms, counted])

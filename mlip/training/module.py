@@ -14,23 +14,26 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from mlip.datasets.feed.packing import EdgeBudgetSampler
 from mlip.errors import MlipError
 from mlip.graph import AtomicGraph
 from mlip.potential import Potential
-from mlip.training.config import TrainConfig
+from mlip.training.config import LossConfig, TrainConfig
 from mlip.training.ema import WeightAverage
 from mlip.training.losses import (
     Residuals,
+    Units,
     loss_terms,
     residuals,
     structure_losses,
+    units_of,
     weighted_loss,
     weights_at,
 )
 from mlip.training.metrics import ErrorSums, batch_sums, combined, results_of
+from mlip.training.optimizer import make_optimizer
 from mlip.training.report import RunLog
 from mlip.training.schedule import learning_rate, progress_of
 from mlip.training.sets import Splits
@@ -79,7 +82,9 @@ class TrainingModule(pl.LightningModule):
         self.with_stress = config.loss.stress_weight > 0 and train.stress_count > 0
         self.with_forces = config.loss.forces_weight > 0 and train.forces_count > 0
         self._lr = self._loss = self._gradient_norm = math.nan
-        self._weights = weights_at(config.loss, 0.0)
+        self.units = units_of(potential, config.loss)
+        self._noise_weight = 0.0 if config.denoising is None else config.denoising.weight
+        self._weights = weights_at(config.loss, 0.0, self._noise_weight)
         self._steps_in_epoch = sampler.steps(position.epoch)
         self._started = time.monotonic() - position.elapsed
         self._saved = time.monotonic()
@@ -88,26 +93,14 @@ class TrainingModule(pl.LightningModule):
     # -- one step ---------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Optimizer:
-        """Build AdamW with weight decay on matrices only."""
-        settings = self.config.optimizer
-        matrices = [p for p in self._trained if p.dim() > 1]
-        groups = [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": [p for p in self._trained if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        return AdamW(
-            [group for group in groups if group["params"]],
-            lr=settings.lr,
-            betas=settings.betas,
-            amsgrad=settings.amsgrad,
-            fused=True,
-        )
+        """Build AdamW with weight decay on linear maps only."""
+        return make_optimizer(self.potential, self.config.optimizer)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Set learning rate, loss weights and random numbers from the position."""
         progress = progress_of(self.config, self.position, self._steps_in_epoch)
-        self._lr = learning_rate(self.config, self.position, progress)
-        self._weights = weights_at(self.config.loss, progress)
+        self._lr = learning_rate(self.config, self.position, progress, self._steps_in_epoch)
+        self._weights = weights_at(self.config.loss, progress, self._noise_weight)
         for group in self._optimizer().param_groups:
             group["lr"] = self._lr
         seed = step_seed(self.config.seed, self.global_rank, self.position.global_step)
@@ -120,9 +113,9 @@ class TrainingModule(pl.LightningModule):
         prediction = self.potential(
             batch, forces=self.with_forces, stress=self.with_stress, create_graph=True
         )
-        found = residuals(prediction, batch)
-        terms = loss_terms(found, self.config.loss)
-        sums = self._summed(batch_sums(found, terms, self.config.loss))
+        found = residuals(prediction, batch, self.units)
+        terms = loss_terms(found, self.config.loss, self.units)
+        sums = self._summed(batch_sums(found, terms, self.config.loss, self.units))
         self.train_sums.add(sums)
         self._loss = float(weighted_loss(sums[3], sums[4], self._weights))
         if not math.isfinite(self._loss):
@@ -170,7 +163,7 @@ class TrainingModule(pl.LightningModule):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the errors of a batch of one validation set."""
-        sums = evaluate_batch(self.potential, batch, self.config)
+        sums = evaluate_batch(self.potential, batch, self.config.loss, self.units)
         self.valid_sums[dataloader_idx].add(sums)
 
     def on_validation_end(self) -> None:
@@ -211,7 +204,8 @@ class TrainingModule(pl.LightningModule):
         if self.restored:
             self.restore_weights()
             restore_optimizer(self._optimizer(), self.potential, below("optimizer", self.restored))
-            self.train_sums.values = self.restored["sums"]
+            sums = self.restored["sums"]
+            self.train_sums.values[:, : sums.shape[1]] = sums
             self.restored = {}
 
     def restore_weights(self) -> None:
@@ -276,9 +270,10 @@ class TrainingModule(pl.LightningModule):
 
     def _offenders(self, found: Residuals, batch: AtomicGraph, what: str) -> MlipError:
         """Name the structures of a batch whose loss is not finite, with their values."""
-        table = structure_losses(found, batch, self.config.loss).detach()
+        table = structure_losses(found, batch, self.config.loss, self.units).detach()
         lines = [
             f"{name}: energy {row[0]:.4g}, forces {row[1]:.4g}, stress {row[2]:.4g}"
+            + (f", noise {row[3]:.4g}" if found.noise is not None else "")
             for name, row in zip(self._names(batch), table.tolist(), strict=True)
             if not all(math.isfinite(x) for x in row)
         ]
@@ -290,11 +285,13 @@ class TrainingModule(pl.LightningModule):
         )
 
 
-def evaluate_batch(potential: Potential, batch: AtomicGraph, config: TrainConfig) -> Tensor:
-    """Predict a labelled batch and return its error sums [5, 3] (see `ErrorSums`)."""
+def evaluate_batch(
+    potential: Potential, batch: AtomicGraph, config: LossConfig, units: Units
+) -> Tensor:
+    """Predict a labelled batch and return its error sums [5, 4] (see `ErrorSums`)."""
     with torch.enable_grad():
         prediction = potential(batch, forces=True, stress=True)
-    return batch_sums(residuals(prediction, batch), None, config.loss)
+    return batch_sums(residuals(prediction, batch, units), None, config, units)
 
 
 def step_seed(seed: int, rank: int, step: int) -> int:

@@ -14,23 +14,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from rich.console import Console
 
+from mlip.datasets.feed.noise import PositionNoise
 from mlip.datasets.feed.packing import EdgeBudgetSampler
 from mlip.datasets.policy import BadEntries
 from mlip.errors import InputError, UnknownElementError, require
 from mlip.files import atomic_write
-from mlip.models import create_model
 from mlip.potential import Potential, load_potential
 from mlip.training.choose import check_model_settings, choose_settings, cutoff_of, default_folder
 from mlip.training.config import SPLITS, TrainConfig, load_config, write_config
 from mlip.training.data import GraphSet, describe_files, loader
-from mlip.training.losses import weights_at
+from mlip.training.losses import units_of, weights_at
 from mlip.training.metrics import ErrorSums, results_of
 from mlip.training.report import RunLog
 from mlip.training.schedule import progress_of
 from mlip.training.sets import Splits, open_splits
+from mlip.training.start import (
+    build_potential,
+    check_denoising,
+    describe_initial,
+    settings_of_initial,
+)
 from mlip.training.state import Position, read_newest_state, state_files
-from mlip.training.summary import announce, training_statistics
-from mlip.training.zero import Zero, settle_zero
+from mlip.training.summary import announce
+from mlip.training.zero import settle_zero
 
 if TYPE_CHECKING:
     from mlip.training.module import TrainingModule
@@ -96,14 +102,14 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
     rank, world_size = _process()
     console = console or Console(soft_wrap=True)
     console = console if rank == 0 else Console(quiet=True)
-    check_model_settings(config.model)
     _accelerator(config.device)
     with _quiet_lightning():
         start = None
         if config.initial is not None:
             start = load_potential(config.initial, dtype="float64")
-        if start is not None:
-            config = _settings_of(start, config)
+            config = settings_of_initial(start, config)
+        check_model_settings(config.model)
+        check_denoising(config)
         splits = open_splits(
             config.data, cutoff_of(config), config.seed, _bad_entries(config, rank)
         )
@@ -112,7 +118,7 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
         folder = Path(config.out)
         files = _files(config)
         zero = settle_zero(config.reference_energies, config.data.sets("train"), splits)
-        potential = _build(config, splits, zero, files, start)
+        potential = build_potential(config, splits, zero, files, start)
         _check_elements(potential, splits)
         if resume:
             _check_same_data(folder, files)
@@ -121,6 +127,8 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
             with atomic_write(folder / DATA_FILE, "w") as file:
                 json.dump(files, file, indent=1)
         announce(console, config, splits, potential, zero, world_size)
+        if start is not None:
+            console.print(describe_initial(start, potential, config), highlight=False)
         splits.bad.save()
         for line in splits.bad.summary(splits.entries()):
             console.print(line, style="yellow", highlight=False)
@@ -186,10 +194,17 @@ def _fit(
     valid = [loader(v, _sampler(config, v, shuffle=False), **feed) for v in splits.valid]
     trainer.fit(
         module,
-        loader(splits.train, sampler, **feed),
+        loader(splits.train, sampler, noise=position_noise(config), **feed),
         valid if len(valid) > 1 else valid[0],  # Lightning counts loaders only in lists
     )
     return module
+
+
+def position_noise(config: TrainConfig) -> PositionNoise | None:
+    """Give the noise of training batches, None for none."""
+    if config.denoising is None:
+        return None
+    return PositionNoise(config.seed, **config.denoising.model_dump(exclude={"weight"}))
 
 
 def _sampler(config: TrainConfig, part: GraphSet, *, shuffle: bool) -> EdgeBudgetSampler:
@@ -211,57 +226,6 @@ def _sampler(config: TrainConfig, part: GraphSet, *, shuffle: bool) -> EdgeBudge
         world_size=world_size,
         even=shuffle,
         weights=part.weights() if shuffle else None,
-    )
-
-
-def _settings_of(start: Potential, config: TrainConfig) -> TrainConfig:
-    """Take model, references and repulsion from the potential that the run goes on from."""
-    header = start.to_header()
-    shift = header["shift"]
-    references = {name: e + shift[name] for name, e in header["reference_energies"].items()}
-    return config.model_copy(
-        update={
-            "model": {"name": header["model"], **header["config"]},
-            "reference_energies": references,
-            "zbl": header["zbl"],
-        }
-    )
-
-
-def _build(
-    config: TrainConfig,
-    splits: Splits,
-    zero: Zero,
-    files: dict[str, Any],
-    start: Potential | None = None,
-) -> Potential:
-    """Build the potential with weights drawn from the seed of the run, or take the given one."""
-    name = config.model["name"]
-    settings = {key: value for key, value in config.model.items() if key != "name"}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
-        model = create_model(name, settings)
-    model.to({"float32": torch.float32, "float64": torch.float64}[config.precision])
-    found = splits.train.survey
-    residual = zero.references.rmse
-    scale: float | dict[int, float] = found.forces_rms or residual or 1.0
-    if start is not None:
-        model.load_state_dict(start.model.state_dict())
-        scale = start.scale
-    metadata = {
-        "model": name,
-        "level_of_theory": config.level_of_theory,
-        "licence": config.licence,
-        "training_data": files,
-        "training_statistics": training_statistics(config, splits, zero),
-        "training_settings": config.model_dump(mode="json", exclude={"data", "out"}),
-    }
-    return Potential(
-        model,
-        reference_energies=zero.references.energies,
-        scale=scale,
-        zbl=config.zbl,
-        metadata=metadata,
     )
 
 
@@ -295,11 +259,13 @@ def evaluate_sets(
     from mlip.training.module import evaluate_batch
 
     sums = [ErrorSums() for _ in sets]
+    units = units_of(potential, config.loss)
     for part, errors in zip(sets, sums, strict=True):
         sampler = _sampler(config, part, shuffle=False)
         sampler.rank, sampler.world_size = 0, 1
         for batch in loader(part, sampler):
-            errors.add(evaluate_batch(potential, batch.to(potential.device), config))
+            batch = batch.to(potential.device)
+            errors.add(evaluate_batch(potential, batch, config.loss, units))
     return results_of(_names(sets), sums, weights_at(config.loss, 1.0))
 
 

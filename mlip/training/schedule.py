@@ -23,10 +23,21 @@ def progress_of(config: TrainConfig, position: Position, steps_in_epoch: int) ->
     return min(done, 1.0)
 
 
-def learning_rate(config: TrainConfig, position: Position, progress: float) -> float:
-    """Return the learning rate of the next step: linear warm-up times cosine."""
-    low = config.schedule.lr_min_fraction
+def learning_rate(
+    config: TrainConfig, position: Position, progress: float, steps_in_epoch: int
+) -> float:
+    """Return the learning rate of the next step.
+
+    With `warmup_steps`: linear warm-up times cosine. With `warmup_epochs`: linear warm-up, which
+    begins at `warmup_start`, then the cosine, which counts from the start of the run, as published
+    for EquiformerV3.
+    """
+    schedule, lr = config.schedule, config.optimizer.lr
+    low, start = schedule.lr_min_fraction, schedule.warmup_start
     cosine = low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
-    warmup = config.schedule.warmup_steps
+    if schedule.warmup_epochs is not None:
+        done = (position.epoch + position.step / steps_in_epoch) / schedule.warmup_epochs
+        return lr * (start + (1 - start) * done if done < 1 else cosine)
+    warmup = schedule.warmup_steps
     warm = min(1.0, (position.global_step + 1) / warmup) if warmup else 1.0
-    return config.optimizer.lr * warm * cosine
+    return lr * (start + (1 - start) * warm) * cosine

@@ -80,7 +80,12 @@ def open_splits(
             opened["valid"].append((each, held_out))
             conventions["valid", str(each.name)] = conventions["train", str(each.name)]
     limit = config.memory_limit_GB * 1e9
-    found = {split: _survey(sets, split, cutoff, limit, bad) for split, sets in opened.items()}
+    found = {
+        split: _survey(
+            sets, split, cutoff, limit, bad, config.max_edges if split == "train" else None
+        )
+        for split, sets in opened.items()
+    }
     return Splits(
         GraphSet(found["train"], cutoff),
         tuple(GraphSet([part], cutoff) for part in found["valid"]),
@@ -158,13 +163,14 @@ def _survey(
     cutoff: float,
     limit: float,
     bad: BadEntries,
+    max_edges: int | None,
 ) -> list[Part]:
     memory, parts, start = GraphMemory(limit), [], 0
     for each, dataset in sets:
         name = str(each.name)
         part = survey_part(
             name, dataset, cutoff, memory, bad, start=start if split == "train" else 0,
-            weight=each.weight,
+            weight=each.weight, max_edges=max_edges,
         )  # fmt: skip
         start += len(part.dataset)
         _check(part, f"data.{split}" + (f" ({name})" if len(sets) > 1 else ""))
@@ -190,4 +196,3 @@ def _label_keys(keys: dict[str, str] | None) -> LabelKeys | None:
     if unknown:
         raise InputError(f"data.keys: unknown label {unknown[0]!r}, known: {', '.join(known)}")
     return LabelKeys(**keys)
-

@@ -33,14 +33,17 @@ def announce(
                 f"{found.forces_count // 3} forces, {found.stress_count} stresses",
                 highlight=False,
             )
+            if part.too_large:
+                console.print(f"{name}: {part.too_large} structures left out (data.max_edges)")
         if graphs.graphs is None:
             console.print(f"{split}: graphs exceed data.memory_limit_GB, built when needed")
     for line in zero.lines():
         console.print(line, highlight=False)
     weights = sum(p.numel() for p in potential.model.parameters())
+    scale = next(iter(potential.scale.values()))
     console.print(
-        f"{config.model['name']}: {weights} weights, {config.precision}, scale "
-        f"{float(potential.to_header()['scale'][_first_symbol(potential)]):.4g} eV; batches of "
+        f"{config.model['name']}: {weights} weights, {_mode(config, potential)}, "
+        f"{config.precision}, scale {scale:.4g} eV; batches of "
         f"{config.batch.max_edges} edges, {config.epochs} epochs, {world_size} process"
         f"{'es' if world_size > 1 else ''}; run folder {config.out}",
         highlight=False,
@@ -49,8 +52,10 @@ def announce(
         console.print("warning: a quantity shown below has weight 0 in the loss", style="yellow")
 
 
-def _first_symbol(potential: Potential) -> str:
-    return str(potential.to_header()["elements"][0])
+def _mode(config: TrainConfig, potential: Potential) -> str:
+    """Say where forces come from, and what else is learned."""
+    forces = "forces are derivatives" if potential.conservative else "direct forces"
+    return forces if config.denoising is None else f"{forces} with denoising"
 
 
 def training_statistics(config: TrainConfig, splits: Splits, zero: Zero) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_stress_of_a_slab_is_left_out() -> None:
     slab.stress = torch.zeros(1, 3, 3, dtype=torch.float64)
     prediction, _ = off_by(slab)
     found = residuals(prediction._replace(stress=torch.full((1, 3, 3), torch.nan)), slab)
-    assert label_counts(found).tolist() == [1, 0, 0]
+    assert label_counts(found).tolist() == [1, 0, 0, 0]
     assert torch.isfinite(loss_terms(found, CONFIG)).all()
 
 
@@ -119,7 +119,7 @@ def test_nan_prediction_is_seen_and_belongs_to_its_structure() -> None:
     found = residuals(prediction, batch)
     assert math.isnan(float(loss_terms(found, CONFIG)[1]))
     table = structure_losses(found, batch, CONFIG)
-    assert torch.isnan(table).tolist() == [[False] * 3, [False, True, False]]
+    assert torch.isnan(table).tolist() == [[False] * 4, [False, True, False, False]]
     good = residuals(off_by(batch)[0], batch)
     torch.testing.assert_close(
         structure_losses(good, batch, CONFIG).sum(0), loss_terms(good, CONFIG)
@@ -132,7 +132,7 @@ def test_loss_of_parts_adds_up_to_the_whole() -> None:
     prediction, _ = off_by(whole)
     found = residuals(prediction, whole)
     counts = label_counts(found)
-    assert counts.tolist() == [3, 5, 2]
+    assert counts.tolist() == [3, 5, 2, 5]
     terms = loss_terms(found, CONFIG)
     mean = 2.0 * terms[0] / 3 + 3.0 * terms[1] / 5 + 5.0 * terms[2] / 2
     torch.testing.assert_close(weighted_loss(terms, counts, WEIGHTS), mean)

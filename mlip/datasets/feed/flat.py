@@ -209,7 +209,7 @@ def _received(buffer: bytearray, *content: Any) -> FlatBatch:
 
 def _plan(columns: Columns, edges: Edges, n_edges: int) -> tuple[dict[str, Section], int]:
     """Say where each array lies in the buffer, and how long that is."""
-    kinds = dict.fromkeys(columns, "f8") | dict.fromkeys(_SMALL, "u1") | {"index": "i8"}
+    kinds = {field: "u1" if field in _SMALL else "f8" for field in columns} | {"index": "i8"}
     kinds["tags"] = _smallest_kind([columns["tags"]])
     items = {field: column.size for field, column in columns.items()}
     kinds["edge_index"], items["edge_index"] = "i4", 2 * n_edges

@@ -18,7 +18,6 @@ from mlip.datasets.feed.noise import BatchNoise, PositionNoise, with_noise
 from mlip.datasets.store import StructureStore
 from mlip.errors import InputError, MlipError
 
-
 Task = tuple[BatchNoise | None, list[int]]
 
 
