@@ -233,10 +233,10 @@ class _InMemory:
     def __init__(
         self, graphs: GraphSet, sampler: EdgeBudgetSampler, noise: PositionNoise | None
     ) -> None:
-        self.graphs, self.sampler, self.noise = graphs, sampler, noise
+        self.graphs, self.order, self.noise = graphs, sampler, noise  # Lightning asks for .sampler
 
     def __iter__(self) -> Iterator[AtomicGraph]:
-        return (self._batch(*task) for task in with_noise(self.sampler, self.noise))
+        return (self._batch(*task) for task in with_noise(self.order, self.noise))
 
     def _batch(self, noise: BatchNoise | None, indices: list[int]) -> AtomicGraph:
         graphs = [self.graphs[i] for i in indices]
