@@ -7,10 +7,11 @@ FOLDER holds mlearn_Li, mlearn_Si and so on with train.extxyz.xz and test.extxyz
 train_mlearn.py), or the files themselves: train*.extxyz*, test*.extxyz* and, if isolated atoms are
 the zero of energy, isolated_atoms.extxyz*. ``--train`` and ``--test`` choose among them.
 
-The settings are those of recipes/equiformer_v3_small_*.yaml, changed by ``--set``. A schedule fitted
-to the wall time depends on the machine; with ``--steps A B`` in place of ``--minutes`` the same seed
-gives the same potential, bit for bit on one machine. A killed stage continues with ``mlip train
---resume OUT/direct`` (or ``OUT/gradient``); called again, this script skips a finished first stage.
+The settings are those of recipes/equiformer_v3_small_*.yaml, changed by ``--set`` (for mlearn
+``--set batch.max_edges=6000``, one to twenty structures). A schedule fitted to the wall time
+depends on the machine; with ``--steps A B`` in place of ``--minutes`` the same seed gives the same
+potential, bit for bit on one machine. A killed stage continues with ``mlip train --resume
+OUT/direct`` (or ``OUT/gradient``); called again, this script skips a stage that is finished.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ ALWAYS = PositionNoise(3, probability=1.0)
 CUTOFF = 4.0
 
 
-def draw(recipe: PositionNoise, forces: np.ndarray, fixed: np.ndarray | None = None, index: int = 0):
+def draw(
+    recipe: PositionNoise, forces: np.ndarray, fixed: np.ndarray | None = None, index: int = 0
+):
     fixed = np.zeros(len(forces), dtype=bool) if fixed is None else fixed
     return recipe.at(0, 0).draw(index, forces, fixed)
 
@@ -61,7 +63,9 @@ def test_draws_depend_on_seed_place_and_structure_alone() -> None:
 
     places = [(1, 0, 0, 0), (2, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1)]
     assert len({noise(*place) for place in places}) == len(places)
-    assert [noise(*place) for place in places] == [noise(*place) for place in reversed(places)][::-1]
+    assert [noise(*place) for place in places] == [noise(*place) for place in reversed(places)][
+        ::-1
+    ]
 
 
 def test_structures_are_left_alone_for_a_reason_and_fixed_atoms_stay() -> None:

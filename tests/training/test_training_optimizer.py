@@ -38,7 +38,7 @@ def test_published_rule_for_equiformer() -> None:
 
 @pytest.mark.parametrize("extra", [{}, {"trainable_cutoff": True, "rescale": "species_sum"}])
 def test_facet_decays_matrices_but_the_embedding(extra: dict) -> None:
-    model = create_model("facet", {"elements": (1, 8), "hidden": [[4, 3]], "message": [4, 3]})
+    model = create_model("facet", {"elements": (1, 8), **extra})
     matrices = {name for name, p in model.named_parameters() if p.dim() > 1}
     assert decayed_names(model) == matrices - {"embedding"}
     assert "embedding" in matrices
