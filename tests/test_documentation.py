@@ -68,7 +68,9 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_documented_configuration_is_valid() -> None:
-    block, several = blocks(ROOT / "docs" / "training.md", "yaml")
+    initial, block, several, denoising = blocks(ROOT / "docs" / "training.md", "yaml")
+    for part in (initial, denoising):
+        build_config({"data": {"train": "a"}, **yaml.safe_load(part)})
     config = build_config(yaml.safe_load(block))
     assert config.data.test == ("test.extxyz",)
     assert len(build_config(yaml.safe_load(several)).data.train) == 2

@@ -192,11 +192,13 @@ def _fit(
     data = config.data
     feed: dict[str, Any] = {"workers": data.workers, "start_method": data.start_method}
     valid = [loader(v, _sampler(config, v, shuffle=False), **feed) for v in splits.valid]
-    trainer.fit(
-        module,
-        loader(splits.train, sampler, noise=position_noise(config), **feed),
-        valid if len(valid) > 1 else valid[0],  # Lightning counts loaders only in lists
-    )
+    batches = loader(splits.train, sampler, noise=position_noise(config), **feed)
+    with contextlib.ExitStack() as stack:
+        for each in (batches, *valid):
+            if hasattr(each, "close"):
+                stack.callback(each.close)
+        # Lightning counts loaders only in lists
+        trainer.fit(module, batches, valid if len(valid) > 1 else valid[0])
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -189,6 +190,7 @@ def test_workers_and_memory_change_no_bit_of_a_run_with_noise(
         changes = ["data.memory_limit_GB=0", f"data.workers={workers}", "data.start_method=fork"]
         train(direct(data, out, *changes), console=QUIET)
         assert steps_of(out) == expected, workers
+        assert not multiprocessing.active_children(), "workers outlive the run"
     train(direct(data, tmp_path / "quiet", "denoising.probability=0"), console=QUIET)
     assert steps_of(tmp_path / "quiet") != expected, "there was no noise"
 

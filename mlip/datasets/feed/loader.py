@@ -78,6 +78,12 @@ class GraphLoader:
     def __iter__(self) -> Iterator[Batch]:
         return map(self._widen, chain.from_iterable(iter(self._groups)))
 
+    def close(self) -> None:
+        """End the workers; left to the garbage collector, each of them is waited for 5 s."""
+        iterator, self._groups._iterator = self._groups._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
     def _widen(self, found: FlatBatch | MlipError) -> Batch:
         if isinstance(found, MlipError):
             try:
