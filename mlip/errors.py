@@ -22,6 +22,10 @@ class DataWarning(UserWarning):
     """Something is wrong with a data set that leaves its entries readable."""
 
 
+class NonConservativeWarning(UserWarning):
+    """Forces of a potential are not derivatives of its energy."""
+
+
 class UnknownElementError(InputError):
     """A structure holds elements that the potential does not know."""
 

@@ -42,7 +42,15 @@ def _card(potential: str) -> dict[str, Any]:
                 f"{', '.join(shipped) or '(none)'}"
             )
         path = shipped[potential]
-    return {"file": f"{path} ({path.stat().st_size / 1e6:.2f} MB)", **read_header(path)}
+    header = read_header(path)
+    direct = "direct_scale" in header
+    return {
+        "file": f"{path} ({path.stat().st_size / 1e6:.2f} MB)",
+        "forces": "direct, not derivatives of the energy"
+        if direct
+        else "derivatives of the energy",
+        **header,
+    }
 
 
 def _environment() -> dict[str, Any]:

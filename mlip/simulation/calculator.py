@@ -9,6 +9,7 @@ import copy
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mlip.errors import CheckpointError, InputError
+from mlip.errors import CheckpointError, InputError, NonConservativeWarning
 from mlip.graph import as_atoms
 from mlip.potential import Potential, load_potential
 from mlip.simulation.verlet_list import VerletList
@@ -27,12 +28,18 @@ from mlip.simulation.verlet_list import VerletList
 logger = logging.getLogger("mlip")
 
 DERIVATIVES = frozenset({"forces", "stress"})
+DIRECT_FORCES = (
+    "this potential predicts forces directly, they are not derivatives of its energy: in molecular "
+    "dynamics the energy is not conserved, force constants of phonons are not symmetric, and where "
+    "a relaxation ends is no minimum of the energy; use a potential in gradient mode for these"
+)
 
 
 class Calculator(ase_calculator.Calculator):
     """Give ASE the energy, forces, stress and atomic energies of a potential.
 
-    Forces and stress are derivatives of the energy. Energies alone are cheaper: no backward pass.
+    Forces and stress are derivatives of the energy, unless the potential predicts them directly:
+    then a NonConservativeWarning says so, once. Energies alone are cheaper: no backward pass.
     Stress is defined for structures periodic in three directions only. Atoms are never changed.
 
     Args:
@@ -79,6 +86,13 @@ class Calculator(ase_calculator.Calculator):
             skin=float(skin),
         )
         logger.info("%s", self.description)
+        if not self.conservative:
+            warnings.warn(DIRECT_FORCES, NonConservativeWarning, stacklevel=2)
+
+    @property
+    def conservative(self) -> bool:
+        """Whether forces and stress are derivatives of the energy."""
+        return self.potential.conservative
 
     @property
     def description(self) -> str:

@@ -1,0 +1,135 @@
+"""Time EquiformerV3 at its published MPtrj size beside the published arrangement of its operations.
+
+    python scripts/bench/equiformer_v3.py [--atoms 32 108] [--repeats 5] [--threads 1]
+
+Energy, forces and stress of rattled copper, gradient mode, random weights, float32. Both take the
+same graph and give the same numbers (checked). They run in turn, each in a process of its own that
+stays alive, so that a busy moment of the machine hits both; the ratio is that of each pair of runs.
+Peak memory is that of the process, less what it held before its first run. ``--only`` measures one
+of the two: the published arrangement keeps 0.2 MB for each edge and block, too much for many atoms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+FORMS = ("published", "mlip")
+
+
+def build(form: str, number: int, threads: int) -> Callable[[], tuple[Any, ...]]:
+    """Make the function that computes energy, forces and stress."""
+    import torch
+    from ase.build import bulk
+    from equiformer_v3_published import PublishedForm
+
+    from mlip.graph import atoms_to_graph
+    from mlip.models import create_model
+    from mlip.potential import Potential
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model: Any = create_model("equiformer_v3", {"elements": (29,)}).eval().requires_grad_(False)
+    potential = Potential(model)
+    repeats = {32: (2, 2, 2), 108: (3, 3, 3), 256: (4, 4, 4)}[number]
+    atoms = bulk("Cu", a=3.61, cubic=True).repeat(repeats)
+    atoms.rattle(0.05, seed=0)
+    graph = atoms_to_graph(atoms, model.cutoff)
+    if form == "published":
+        published = PublishedForm(model)
+        return lambda: published(graph)
+
+    def run() -> tuple[Any, ...]:
+        prediction = potential(graph)
+        return prediction.energy, prediction.forces, prediction.stress
+
+    return run
+
+
+def work(form: str, number: int, threads: int) -> None:
+    """Run once for each line on the standard input and print what was found."""
+    run = build(form, number, threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        energy, forces, stress = run()
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        found = [float(energy[0]), *forces[0].tolist(), *stress[0, 0].tolist()]
+        print(json.dumps({"s": seconds, "MiB": peak / 1024, "numbers": found}), flush=True)
+
+
+def measure(number: int, forms: list[str], args: argparse.Namespace) -> str:
+    """Run the forms in turn and make a row of the table."""
+    command = [sys.executable, __file__, "--threads", str(args.threads), "--worker"]
+    workers = {
+        form: subprocess.Popen(
+            [*command, form, str(number)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for form in forms
+    }
+    runs: dict[str, list[dict[str, Any]]] = {form: [] for form in forms}
+    for repeat in range(-1, args.repeats):
+        for form, worker in workers.items():
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("run\n")
+            worker.stdin.flush()
+            found = json.loads(worker.stdout.readline())
+            if repeat >= 0:
+                runs[form].append(found)
+    for worker in workers.values():
+        worker.communicate()
+    if len(forms) == 2:
+        pairs = zip(*(runs[form][0]["numbers"] for form in forms), strict=True)
+        assert all(abs(a - b) < 1e-4 * (1 + abs(a)) for a, b in pairs), "the numbers differ"
+    cells = [f"{_spread([r['s'] for r in v])} | {v[-1]['MiB']:.0f}" for v in runs.values()]
+    if len(forms) == 2:
+        ratios = [a["s"] / b["s"] for a, b in zip(*runs.values(), strict=True)]
+        memory = runs["published"][-1]["MiB"] / runs["mlip"][-1]["MiB"]
+        cells.append(f"{_spread(ratios)} | {memory:.1f}")
+    return f"| {number} | {' | '.join(cells)} |"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+def main() -> None:
+    """Print the table, or serve as a worker."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--atoms", type=int, nargs="+", default=[32, 108], choices=[32, 108, 256])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=FORMS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return work(args.worker[0], int(args.worker[1]), args.threads)
+    import torch
+
+    forms = [args.only] if args.only else list(FORMS)
+    print(
+        f"EquiformerV3 L4 N7, energy + forces + stress, float32, {args.threads} thread(s) of "
+        f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores), "
+        f"torch {torch.__version__}, {args.repeats} repeats after 1"
+    )
+    heads = [f"{form} (s) | {form} peak (MiB)" for form in forms]
+    heads += ["times faster | times less memory"] if len(forms) == 2 else []
+    print(f"| atoms | {' | '.join(heads)} |")
+    for number in args.atoms:
+        print(measure(number, forms, args), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
