@@ -125,15 +125,17 @@ def test_hand_over_keeps_weights_and_resets_the_head(
     for seed in (0, 1):
         out = tmp_path / f"seed{seed}"
         config = recipe("equiformer_v3_small_gradient", data, out, *changes, f"seed={seed}")
-        states.append(dict(Potential.load(train(config, console=QUIET).path).model.state_dict()))
-    before, *after = states
+        after = Potential.load(train(config, console=QUIET).path)
+        assert after.scale == Potential.load(pretrained).scale, "another split, the same scale"
+        states.append(dict(after.model.state_dict()))
+    before, *found = states
     heads = ("force_head", "stress_head", "noise_head", "force_embedding")
-    assert {name for name in before if not name.startswith(heads)} == set(after[0])
-    for name in after[0]:
-        same = all(torch.allclose(found[name], before[name], atol=1e-7) for found in after)
+    assert {name for name in before if not name.startswith(heads)} == set(found[0])
+    for name in found[0]:
+        same = all(torch.allclose(each[name], before[name], atol=1e-7) for each in found)
         assert same != name.startswith("energy_head"), name
     name = "energy_head.linear_1.weight"
-    assert not torch.allclose(after[0][name], after[1][name], atol=1e-3), "seed has no influence"
+    assert not torch.allclose(found[0][name], found[1][name], atol=1e-3), "seed has no influence"
 
 
 @pytest.mark.parametrize(
