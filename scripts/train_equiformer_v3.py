@@ -4,8 +4,8 @@
     python scripts/train_equiformer_v3.py FOLDER --minutes 0 180      # derivatives from scratch
 
 FOLDER holds mlearn_Li, mlearn_Si and so on with train.extxyz.xz and test.extxyz.xz in each (see
-train_mlearn.py), or the files themselves: train*.extxyz*, test*.extxyz* and, if isolated atoms are
-the zero of energy, isolated_atoms.extxyz*. ``--train`` and ``--test`` choose among them.
+train_mlearn.py), or the files themselves: train*.extxyz* and test*.extxyz*, of which ``--train``
+and ``--test`` choose.
 
 The settings are those of recipes/equiformer_v3_small_*.yaml, changed by ``--set`` (for mlearn
 ``--set batch.max_edges=6000``, one to twenty structures). A schedule fitted to the wall time
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ase.io import read
 
 from mlip.errors import InputError
 from mlip.training.config import TrainConfig, build_config
@@ -44,13 +43,6 @@ def data_files(folder: Path, pattern: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def isolated_energies(folder: Path) -> dict[str, float] | None:
-    """Read the energy of each isolated atom, eV; None if the folder has no file of them."""
-    paths = sorted(folder.glob("isolated_atoms.extxyz*"))
-    frames = [atoms for path in paths for atoms in read(path, ":")]
-    return {str(atoms.symbols[0]): atoms.get_potential_energy() for atoms in frames} or None
-
-
 def stage_settings(arguments: argparse.Namespace, stage: str, limit: float) -> TrainConfig:
     """Complete the recipe of ``"direct"`` or ``"gradient"`` with data, limit and folder."""
     recipe = _recipe(stage)
@@ -63,7 +55,6 @@ def stage_settings(arguments: argparse.Namespace, stage: str, limit: float) -> T
     recipe["data"] |= {"train": data_files(arguments.folder, arguments.train)}
     recipe["data"] |= {"test": data_files(arguments.folder, arguments.test)}
     recipe |= {"seed": arguments.seed, "out": str(arguments.out / stage)}
-    recipe |= {"reference_energies": isolated_energies(arguments.folder)}
     name = "max_steps" if arguments.steps else "max_time_minutes"
     recipe[name] = int(limit) if arguments.steps else limit
     return build_config(recipe, arguments.set, source=f"the {stage} recipe")
