@@ -129,6 +129,11 @@ class Potential(nn.Module):
         return bool(getattr(self.model, "conservative", True))
 
     @property
+    def has_stress(self) -> bool:
+        """Whether stress is predicted: a derivative always is, a direct one needs its head."""
+        return self.conservative or bool(getattr(self.model.config, "direct_stress", True))
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision of the model's arithmetic."""
         return next(self.model.parameters()).dtype

@@ -6,11 +6,15 @@ files, so that help is fast.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.progress import Progress
 
 DEFAULT_POTENTIAL = "mlearn-facet"
@@ -45,10 +49,23 @@ def load_model(potential: str, device: str, dtype: str) -> Any:
     check_device(device)
     model = load_potential(potential, device, dtype)
     typer.echo(
-        f"potential {potential} (hash {model.model_hash()}), device {device}, dtype {dtype}",
+        f"potential {potential} (hash {model.model_hash()}), device {device}, dtype {dtype}"
+        + ("" if model.conservative else ", direct forces (not conservative)"),
         err=True,
     )
     return model
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print warnings on stderr as one line for the user, without file and line of the source."""
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        typer.secho(f"warning: {' '.join(str(message).split())}", fg="yellow", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def progress_bar() -> Progress:

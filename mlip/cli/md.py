@@ -15,6 +15,7 @@ from mlip.cli import (
     ResumeOption,
     build_calculator,
     number,
+    plain_warnings,
     progress_bar,
 )
 
@@ -90,7 +91,7 @@ def md(
         _refuse_to_replace((trajectory, log, checkpoint))
     atoms = _read(structure, repeat)
     calculator = build_calculator(potential, device, dtype)
-    with progress_bar() as progress:
+    with plain_warnings(), progress_bar() as progress:
         total = steps if time is None else round(1000 * time / timestep)
         task = progress.add_task(ensemble, total=total, note="")
 
@@ -156,6 +157,8 @@ def _print(result: MDResult, trajectory: Path) -> None:
     half = result.temperatures[len(result.rows) // 2 :]
     table.add_row("status", f"{result.status} {result.message}".strip())
     table.add_row("steps", str(result.steps))
+    if not result.conservative:
+        table.add_row("forces", "direct, not derivatives of the energy")
     if len(half):
         table.add_row("temperature, second half", f"{half.mean():.1f} ± {half.std():.1f} K")
     drift = number(result.drift_meV_per_atom_per_ps, 6)

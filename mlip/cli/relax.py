@@ -15,6 +15,7 @@ from mlip.cli import (
     ResumeOption,
     build_calculator,
     number,
+    plain_warnings,
     progress_bar,
 )
 
@@ -67,7 +68,7 @@ def relax(
     check_not_input(output, structures)
     items = iter_structures(structures)
     calculator = build_calculator(potential, device, dtype)
-    with progress_bar() as progress:
+    with plain_warnings(), progress_bar() as progress:
         task = progress.add_task("relax", total=None, note="")
 
         def on_structure(row: RelaxRow) -> None:

@@ -9,7 +9,6 @@ import copy
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,23 @@ from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from mlip.errors import CheckpointError, InputError, NonConservativeWarning
+from mlip.errors import CheckpointError, InputError
 from mlip.graph import as_atoms
 from mlip.potential import Potential, load_potential
+from mlip.simulation.conservation import IN_GENERAL, warn_of_direct_forces
 from mlip.simulation.verlet_list import VerletList
 
 logger = logging.getLogger("mlip")
 
 DERIVATIVES = frozenset({"forces", "stress"})
-DIRECT_FORCES = (
-    "this potential predicts forces directly, they are not derivatives of its energy: in molecular "
-    "dynamics the energy is not conserved, force constants of phonons are not symmetric, and where "
-    "a relaxation ends is no minimum of the energy; use a potential in gradient mode for these"
-)
 
 
 class Calculator(ase_calculator.Calculator):
     """Give ASE the energy, forces, stress and atomic energies of a potential.
 
-    Forces and stress are derivatives of the energy, unless the potential predicts them directly:
-    then a NonConservativeWarning says so, once. Energies alone are cheaper: no backward pass.
+    Forces and stress are derivatives of the energy, and energies alone are cheaper: no backward
+    pass. A potential that predicts forces directly gives everything in any case; the first forces
+    come with one NonConservativeWarning, unless ``run_md`` or ``relax`` has told more already.
     Stress is defined for structures periodic in three directions only. Atoms are never changed.
 
     Args:
@@ -68,6 +64,7 @@ class Calculator(ase_calculator.Calculator):
         skin: float = 0.0,
     ) -> None:
         super().__init__()
+        self.announced = False  # that forces are direct, here or by who runs the calculator
         self._source: str | None = None
         if isinstance(potential, Potential):
             self.potential = _converted(potential, device, dtype)
@@ -86,13 +83,16 @@ class Calculator(ase_calculator.Calculator):
             skin=float(skin),
         )
         logger.info("%s", self.description)
-        if not self.conservative:
-            warnings.warn(DIRECT_FORCES, NonConservativeWarning, stacklevel=2)
 
     @property
     def conservative(self) -> bool:
-        """Whether forces and stress are derivatives of the energy."""
+        """Whether forces and stress are derivatives of the energy: phonon programs may ask."""
         return self.potential.conservative
+
+    @property
+    def has_stress(self) -> bool:
+        """Whether there is a stress at all: direct forces may come without."""
+        return self.potential.has_stress
 
     @property
     def description(self) -> str:
@@ -101,6 +101,7 @@ class Calculator(ase_calculator.Calculator):
         return (
             f"potential {p['potential']} (hash {p['model_hash']}), device {p['device']}, "
             f"dtype {p['dtype']}, back end torch"
+            + ("" if self.conservative else ", direct forces (not conservative)")
         )
 
     def calculate(
@@ -118,7 +119,8 @@ class Calculator(ase_calculator.Calculator):
 
         Raises:
             UnknownElementError: the potential does not know an element of the structure.
-            PropertyNotImplementedError: stress of a structure not periodic in three directions.
+            PropertyNotImplementedError: stress of a structure not periodic in three directions, or
+                of a potential that predicts none.
             InputError: the structure is empty or has non-finite positions or a flat cell.
         """
         structure = self.atoms if atoms is None else atoms
@@ -132,13 +134,19 @@ class Calculator(ase_calculator.Calculator):
                 "stress is defined for structures periodic in three directions; "
                 f"this one has pbc = {self.atoms.pbc.tolist()}"
             )
+        if "stress" in properties and not self.has_stress:
+            raise PropertyNotImplementedError(
+                "this potential predicts forces directly and has no stress head"
+            )
         self.potential.check_elements(torch.as_tensor(self.atoms.numbers, dtype=torch.int64))
-        self.results = self._evaluate(self.atoms, bool(DERIVATIVES & set(properties)), periodic)
+        wanted = bool(DERIVATIVES & set(properties))
+        stress = periodic and self.has_stress
+        self.results = self._evaluate(self.atoms, wanted or not self.conservative, stress)
 
-    def _evaluate(self, atoms: Atoms, derivatives: bool, periodic: bool) -> dict[str, Any]:
+    def _evaluate(self, atoms: Atoms, derivatives: bool, stress: bool) -> dict[str, Any]:
         graph = self._neighbours.graph(atoms).to(self.potential.device)
         with torch.set_grad_enabled(derivatives):
-            prediction = self.potential(graph, forces=derivatives, stress=derivatives and periodic)
+            prediction = self.potential(graph, forces=derivatives, stress=derivatives and stress)
         energy = float(prediction.energy[0])
         results = {
             "energy": energy,
@@ -153,6 +161,8 @@ class Calculator(ase_calculator.Calculator):
 
     def get_property(self, name: str, atoms: Any = None, allow_calculation: bool = True) -> Any:
         """Return one property; pymatgen structures are accepted too (see ASE)."""
+        if name in DERIVATIVES and not self.announced:
+            warn_of_direct_forces(self, IN_GENERAL)
         structure = None if atoms is None else as_atoms(atoms)
         return super().get_property(name, structure, allow_calculation)
 
@@ -175,7 +185,7 @@ class Calculator(ase_calculator.Calculator):
         """Keep path and settings; weights only of a potential that has no file."""
         p = self.parameters
         state = {key: p[key] for key in ("device", "dtype", "skin", "model_hash")}
-        state["source"] = self._source
+        state["source"], state["announced"] = self._source, self.announced
         state["weights"] = _to_bytes(self.potential) if self._source is None else None
         return state
 
@@ -196,6 +206,7 @@ class Calculator(ase_calculator.Calculator):
                 f"(hash {state['model_hash']} became {self.parameters['model_hash']}); "
                 "build the calculator again"
             )
+        self.announced = state["announced"]
 
 
 def as_calculator(

@@ -19,6 +19,12 @@ from ase.md.md import MolecularDynamics
 from mlip.errors import InputError
 from mlip.graph import as_atoms
 from mlip.simulation.calculator import as_calculator, describe
+from mlip.simulation.conservation import (
+    IN_DYNAMICS,
+    is_conservative,
+    require_stress,
+    warn_of_direct_forces,
+)
 from mlip.simulation.dynamics import (
     Checkpoint,
     MDSettings,
@@ -66,6 +72,8 @@ class MDResult:
         message: what went wrong, or "".
         steps: steps done, those before a restart included.
         rows: the log; after a restart without log file, from the restart on.
+        conservative: whether the forces were derivatives of the energy; if not, a drift tells of
+            the potential and not of the time step.
     """
 
     atoms: Atoms
@@ -73,6 +81,7 @@ class MDResult:
     message: str
     steps: int
     rows: tuple[MDRow, ...]
+    conservative: bool = True
 
     @property
     def times_ps(self) -> np.ndarray:
@@ -158,6 +167,9 @@ def run_md(
     Raises:
         InputError: bad settings or structure, or a resumed run with other settings.
         CheckpointError: no sound checkpoint to resume from.
+
+    Warns:
+        NonConservativeWarning: the forces are not derivatives of the energy.
     """
     settings = MDSettings(
         ensemble, temperature_K, timestep_fs, pressure_GPa, cell, thermostat_fs, barostat_fs, seed
@@ -172,6 +184,9 @@ def run_md(
     original = as_atoms(structure)
     atoms = prepare(original, settings, rng)
     atoms.calc = as_calculator(calculator)
+    if ensemble == "npt":
+        require_stress(atoms.calc, "ensemble 'npt'")
+    warn_of_direct_forces(atoms.calc, IN_DYNAMICS[ensemble])
     saved = load_checkpoint(Path(checkpoint), settings) if resume and checkpoint else None
     if saved is not None:
         saved.check_calculator(describe(atoms.calc))
@@ -317,7 +332,8 @@ class _Run:
 
     def _result(self, status: str, message: str) -> MDResult:
         frame = self.files.frame(self.atoms, self.dynamics.nsteps, self._time_ps())
-        return MDResult(frame, status, message, self.dynamics.nsteps, tuple(self.rows))
+        steps, rows = self.dynamics.nsteps, tuple(self.rows)
+        return MDResult(frame, status, message, steps, rows, is_conservative(self.atoms.calc))
 
 
 def _target_step(steps: int | None, time_ps: float | None, timestep_fs: float) -> int:

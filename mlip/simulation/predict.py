@@ -35,7 +35,8 @@ class StructurePrediction(NamedTuple):
     """What a potential says of one structure, or why it says nothing.
 
     energy: eV. energies: [N] eV. forces: [N, 3] eV/Å. stress: [3, 3] eV/Å³, tension positive, None
-    unless periodic in three directions. error: None if all went well, else the reason.
+    unless periodic in three directions, or if the potential has none. error: None if all went
+    well, else the reason.
     """
 
     energy: float = math.nan
@@ -192,7 +193,8 @@ def _evaluate_graphs(
     if not graphs:
         return []
     try:
-        return _split(potential(batch_graphs(graphs).to(potential.device)), graphs)
+        prediction = potential(batch_graphs(graphs).to(potential.device))
+        return _split(prediction, graphs, potential.has_stress)
     except (RuntimeError, MemoryError, MlipError) as error:
         if len(graphs) == 1:
             reason = f"{type(error).__name__}: {error}"
@@ -201,14 +203,16 @@ def _evaluate_graphs(
     return _evaluate_graphs(graphs[:half], potential) + _evaluate_graphs(graphs[half:], potential)
 
 
-def _split(prediction: Any, graphs: Sequence[AtomicGraph]) -> list[StructurePrediction]:
+def _split(
+    prediction: Any, graphs: Sequence[AtomicGraph], has_stress: bool
+) -> list[StructurePrediction]:
     sizes = [len(graph.positions) for graph in graphs]
     energies = [part.numpy() for part in torch.split(prediction.energies.cpu(), sizes)]
     forces = [part.numpy() for part in torch.split(prediction.forces.cpu(), sizes)]
     energy, stress = prediction.energy.cpu().numpy(), prediction.stress.cpu().numpy()
     found = []
     for k, graph in enumerate(graphs):
-        periodic = bool(graph.pbc.all())
+        periodic = has_stress and bool(graph.pbc.all())
         one = StructurePrediction(
             float(energy[k]), energies[k], forces[k], stress[k] if periodic else None
         )

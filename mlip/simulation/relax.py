@@ -21,6 +21,11 @@ from ase.optimize.optimize import Optimizer
 from mlip.errors import InputError, MlipError
 from mlip.graph import as_atoms
 from mlip.simulation.calculator import as_calculator, describe
+from mlip.simulation.conservation import (
+    IN_RELAXATION,
+    require_stress,
+    warn_of_direct_forces,
+)
 from mlip.simulation.guards import VOLUME_FACTOR, FusionGuard, not_finite
 from mlip.simulation.inputs import NamedStructure
 from mlip.simulation.output import ResumableFiles, clear_write_errors, extxyz_text, with_results
@@ -135,15 +140,33 @@ def relax(
 
     Raises:
         InputError: bad settings, or a structure that cannot be computed.
+
+    Warns:
+        NonConservativeWarning: the forces are not derivatives of the energy.
     """
     settings = RelaxSettings(optimizer, cell, pressure_GPa, fmax, steps)
+    chosen = as_calculator(calculator)
+    warn_of_direct_forces(chosen, IN_RELAXATION)
+    return _relax(structure, chosen, settings, trajectory, on_step)
+
+
+def _relax(
+    structure: Any,
+    calculator: Any,
+    settings: RelaxSettings,
+    trajectory: str | os.PathLike[str] | None,
+    on_step: StepCallback | None,
+) -> RelaxResult:
+    """Do what :func:`relax` says, with a ready calculator."""
     atoms = as_atoms(structure).copy()
     _check_structure(atoms, settings)
-    atoms.calc = as_calculator(calculator)
+    if settings.cell != "fixed":
+        require_stress(calculator, f"cell {settings.cell!r}")
+    atoms.calc = calculator
     target = _with_cell(atoms, settings)
     run = _Relaxation(atoms, target, settings, on_step)
     options = {} if trajectory is None else _trajectory_options(Path(trajectory))
-    with OPTIMIZERS[optimizer](target, logfile=None, **options) as dynamics:
+    with OPTIMIZERS[settings.optimizer](target, logfile=None, **options) as dynamics:
         if trajectory is not None and not options:
             dynamics.attach(_extxyz_writer(atoms, Path(trajectory)))
         return run.result(dynamics)
@@ -244,6 +267,7 @@ def relax_many(
     """
     chosen = settings or RelaxSettings()
     calculator = as_calculator(calculator)
+    warn_of_direct_forces(calculator, IN_RELAXATION)
     path = Path(output)
     summary = path.with_suffix(".csv")
     record = {**asdict(chosen), **(facts or {}), "calculator": describe(calculator)}
@@ -282,7 +306,7 @@ def _relax_one(
     try:
         if isinstance(item, Exception):
             raise item
-        result = relax(item, calculator, **asdict(settings), on_step=on_step)
+        result = _relax(item, calculator, settings, None, on_step)
     except Exception as error:  # one bad structure must not end the others
         text = str(error) if isinstance(error, MlipError) else f"{type(error).__name__}: {error}"
         atoms = Atoms() if isinstance(item, Exception) else as_atoms(item)

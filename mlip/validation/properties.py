@@ -2,7 +2,8 @@
 
 Every function takes `ase.Atoms` and a calculator, leaves the atoms as they were and returns plain
 numbers or arrays. Elastic moduli are in GPa, everything else in eV, Å, ps. Nothing here knows what
-kind of potential it measures, and nothing here plots.
+kind of potential it measures, except whether its forces are derivatives (a calculator that says
+``conservative = False`` gets a warning), and nothing here plots.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE, LBFGS
 
 from mlip.errors import InputError, MlipError
+from mlip.simulation.conservation import IN_DYNAMICS, IN_ELASTICITY, warn_of_direct_forces
 
 __all__ = [
     "CubicElasticity",
@@ -219,6 +221,7 @@ def elastic_constants(
     Returns:
         [6, 6] in GPa.
     """
+    warn_of_direct_forces(calculator, IN_ELASTICITY)
     constants = np.empty((6, 6))
     for j, (a, b) in enumerate(_VOIGT):
         stresses = []
@@ -315,6 +318,7 @@ def nve_drift(
         interval: steps between two samples of the energy.
         seed: of the velocities.
     """
+    warn_of_direct_forces(calculator, IN_DYNAMICS["nve"])
     moving = with_calculator(atoms, calculator)
     widths = np.sqrt(units.kB * temperature_K * moving.get_masses())[:, None]  # [N, 1]
     moving.set_momenta(widths * np.random.default_rng(seed).standard_normal((len(moving), 3)))

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import nn
 
+from mlip.models import create_model
 from mlip.models.facet import Facet, FacetConfig
 from mlip.ops import segment_sum
 from mlip.potential import Potential
@@ -57,6 +58,30 @@ def facet() -> Potential:
         torch.manual_seed(1)
         model = Facet(config)
     return Potential(model, scale=0.1, zbl=True, reference_energies={14: -5.0, 29: -3.0}).eval()
+
+
+def direct_potential(**changes) -> Potential:
+    """A small network with random weights for copper whose forces come from heads, float32."""
+    settings = {
+        "elements": (29,), "cutoff": 4.0, "layers": 1, "lmax": 2, "channels": 4, "heads": 1,
+        "attention_hidden": 4, "alpha_channels": 2, "value_channels": 2, "feed_forward_hidden": 4,
+        "edge_channels": 4, "n_radial": 4, "prediction": "direct",
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Potential(create_model("equiformer_v3", settings | changes)).eval()
+
+
+@pytest.fixture
+def direct() -> Potential:
+    """Forces and stress of heads."""
+    return direct_potential()
+
+
+@pytest.fixture
+def direct_without_stress() -> Potential:
+    """Forces of heads, no stress."""
+    return direct_potential(direct_stress=False)
 
 
 @pytest.fixture

@@ -23,13 +23,10 @@ from ase.optimize import BFGS
 from mlip.errors import (
     CheckpointError,
     InputError,
-    NonConservativeWarning,
     UnknownElementError,
 )
-from mlip.models import create_model
 from mlip.potential import Potential
 from mlip.simulation.calculator import Calculator, as_calculator, describe
-from mlip.simulation.md import run_md
 
 
 def test_forces_and_stress_are_derivatives_of_the_energy(morse, copper):
@@ -283,31 +280,3 @@ def test_description_tells_potentials_and_precisions_apart(facet):
     names = {describe(Calculator(facet)), describe(Calculator(other))}
     names |= {describe(Calculator(facet, dtype="float64")), describe(EMT())}
     assert len(names) == 4
-
-
-def direct_potential() -> Potential:
-    """A small random potential that predicts forces directly."""
-    settings = {
-        "elements": (29,), "cutoff": 4.0, "layers": 1, "lmax": 2, "channels": 4, "heads": 1,
-        "attention_hidden": 4, "alpha_channels": 2, "value_channels": 2, "feed_forward_hidden": 4,
-        "edge_channels": 4, "n_radial": 4, "prediction": "direct",
-    }  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Potential(create_model("equiformer_v3", settings)).eval()
-
-
-def test_direct_forces_are_announced_once(copper):
-    with pytest.warns(NonConservativeWarning, match="energy is not conserved"):
-        copper.calc = Calculator(direct_potential())
-    assert not copper.calc.conservative
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", NonConservativeWarning)
-        result = run_md(copper, copper.calc, temperature_K=100.0, steps=2)
-    assert result.status == "completed"
-
-
-def test_derivatives_are_not_announced(morse):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", NonConservativeWarning)
-        assert Calculator(morse).conservative
