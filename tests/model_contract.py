@@ -8,9 +8,9 @@ numbers. Lengths are multiples of the model's own cutoff where they must reach p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,41 +25,23 @@ from mlip.graph import AtomicGraph, atoms_to_graph, batch_graphs, edge_vectors
 from mlip.models import create_model
 from mlip.potential import Potential
 from mlip.simulation.calculator import Calculator
+from tests.finite_differences import (
+    STENCIL,
+    STRAINS,
+    Result,
+    autograd_hessian,
+    close,
+    derivative,
+    displaced,
+    evaluate,
+    numerical_forces,
+    numerical_stress,
+    rotation,
+    transformed,
+)
 
 ELEMENTS = (11, 17, 29)
 REFERENCES = {11: -0.7, 17: 0.4, 29: 1.1}
-STENCIL = ((-2, 1 / 12), (-1, -2 / 3), (1, 2 / 3), (2, -1 / 12))  # fourth-order first derivative
-STRAINS = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
-
-
-class Result(NamedTuple):
-    """Energy, energies [N], forces [N, 3], stress [3, 3] of one structure, as numpy."""
-
-    energy: float
-    energies: np.ndarray
-    forces: np.ndarray
-    stress: np.ndarray
-
-
-def evaluate(potential: Potential, structures: Atoms | Sequence[Atoms]) -> Any:
-    """Predict one structure, or several in one batch (then a list of results)."""
-    several = not isinstance(structures, Atoms)
-    frames = list(structures) if several else [structures]
-    graphs = [atoms_to_graph(atoms, potential.cutoff) for atoms in frames]
-    p = potential(batch_graphs(graphs) if several else graphs[0])
-    ends = np.cumsum([len(atoms) for atoms in frames])[:-1]
-    energies = np.split(p.energies.detach().numpy(), ends)
-    forces = np.split(p.forces.detach().numpy(), ends)
-    results = [
-        Result(float(p.energy[k]), energies[k], forces[k], p.stress[k].detach().numpy())
-        for k in range(len(frames))
-    ]
-    return results if several else results[0]
-
-
-def close(actual: Any, expected: Any, tolerance: float, what: str = "") -> None:
-    """Compare to an absolute tolerance; NaN only equals NaN."""
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance, err_msg=what)
 
 
 def crystal() -> Atoms:
@@ -82,33 +64,6 @@ def slab(vacuum: float) -> Atoms:
     atoms.rattle(0.05, seed=5)
     atoms.pbc = (True, True, False)
     return atoms
-
-
-def transformed(atoms: Atoms, matrix: np.ndarray) -> Atoms:
-    """Rotate (or invert) positions and cell."""
-    copied = atoms.copy()
-    copied.set_cell(atoms.cell.array @ matrix.T)
-    copied.positions = atoms.positions @ matrix.T
-    return copied
-
-
-def strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
-    """Deform positions and cell by 1 + strain."""
-    copied = atoms.copy()
-    copied.set_cell(atoms.cell.array @ (np.eye(3) + strain).T, scale_atoms=False)
-    copied.positions = atoms.positions @ (np.eye(3) + strain).T
-    return copied
-
-
-def rotation(seed: int) -> np.ndarray:
-    """Draw a proper rotation."""
-    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
-    return q * np.sign(np.linalg.det(q))
-
-
-def derivative(values: np.ndarray, step: float) -> np.ndarray:
-    """Difference values [..., 4] at the points of STENCIL."""
-    return values @ np.array([weight for _, weight in STENCIL]) / step
 
 
 def global_state() -> tuple[Any, ...]:
@@ -371,28 +326,16 @@ class ModelContract:
     def test_forces_are_minus_the_gradient(
         self, potential: Potential, make: Callable[[], Atoms]
     ) -> None:
-        atoms, step, frames = make(), 1e-3, []
-        for index in np.ndindex(len(atoms), 3):
-            for offset, _ in STENCIL:
-                frames.append(atoms.copy())
-                frames[-1].positions[index] += offset * step
-        energies = np.array([r.energy for r in evaluate(potential, frames)]).reshape(-1, 3, 4)
+        atoms = make()
         forces = evaluate(potential, atoms).forces
-        close(-derivative(energies, step), forces, 1e-6 * np.abs(forces).max())
+        close(numerical_forces(potential, atoms, 1e-3), forces, 1e-6 * np.abs(forces).max())
 
     @pytest.mark.parametrize("make", [crystal, lambda: bulk("Cu", a=3.4)])
     def test_stress_is_the_strain_derivative_per_volume(
         self, potential: Potential, make: Callable[[], Atoms]
     ) -> None:
-        atoms, step, frames = make(), 3e-4, []
-        for i, j in STRAINS:
-            for offset, _ in STENCIL:
-                strain = np.zeros((3, 3))
-                strain[i, j] += offset * step / 2
-                strain[j, i] += offset * step / 2
-                frames.append(strained(atoms, strain))
-        energies = np.array([r.energy for r in evaluate(potential, frames)]).reshape(6, 4)
-        expected = derivative(energies, step) / atoms.get_volume()
+        atoms = make()
+        expected = numerical_stress(potential, atoms, 3e-4)
         stress = evaluate(potential, atoms).stress
         found = [stress[i, j] for i, j in STRAINS]
         close(found, expected, 1e-6 * np.abs(stress).max())
@@ -413,16 +356,8 @@ class ModelContract:
 
     def test_hessian_by_double_backward(self, potential: Potential) -> None:
         atoms = cluster()
-        graph = atoms_to_graph(atoms, potential.cutoff)
-        graph.positions.requires_grad_(True)
-        forces = potential(graph, stress=False, create_graph=True).forces.flatten()
-        rows = [torch.autograd.grad(f, graph.positions, retain_graph=True)[0] for f in forces]
-        hessian = -torch.stack(rows).flatten(1).numpy()
-        step, frames = 1e-3, []
-        for index in np.ndindex(len(atoms), 3):
-            for offset, _ in STENCIL:
-                frames.append(atoms.copy())
-                frames[-1].positions[index] += offset * step
+        hessian, step = autograd_hessian(potential, atoms), 1e-3
+        frames = displaced(atoms, step)
         shifted = np.array([r.forces.ravel() for r in evaluate(potential, frames)])
         expected = -derivative(np.moveaxis(shifted.reshape(len(hessian), 4, -1), 1, 2), step)
         close(hessian, expected.T, 1e-6 * np.abs(hessian).max())

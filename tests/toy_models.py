@@ -105,7 +105,7 @@ class Toy(nn.Module):
         if fault == "detached term":
             return energies + features.detach().sum(1) * features.sum(1)
         if fault == "noise":
-            return energies + torch.randn_like(energies) * 1e-12
+            return energies + torch.randn_like(energies) * 1e-13
         if fault == "global dtype":
             torch.set_default_dtype(torch.float64)
         if fault == "edits the graph":

@@ -71,9 +71,8 @@ class AttentionEdges(NamedTuple):
 
 def group_edges(target: Tensor, n_atoms: int) -> tuple[Group, ...]:
     """Cut atoms into ranges with about equally many edges; edges are sorted by ``target`` [E]."""
-    limit = EDGES_PER_GROUP * torch.get_num_threads()
-    if target.device.type != "cpu":
-        limit = EDGES_PER_GROUP_CUDA
+    on_cpu = target.device.type == "cpu"
+    limit = EDGES_PER_GROUP * torch.get_num_threads() if on_cpu else EDGES_PER_GROUP_CUDA
     ends = torch.bincount(target, minlength=n_atoms).cumsum(0).tolist()
     groups, first_atom, first_edge = [], 0, 0
     for atom, end in enumerate(ends):

@@ -88,7 +88,7 @@ class PublishedForm:
             "wigner": wigner,
             "inverse": inverse,
         }
-        x = like_embedding(model, species, config.lmax)
+        x = _embedded(model, species, config.lmax)
         x = x + self._edge_degree(edges, len(species))
         for block in model.blocks:
             x = x + self._attention(block.attention, block.norm_1(x), edges)
@@ -159,7 +159,7 @@ class PublishedForm:
         return _so3(layer.linear_2, out, self.degrees)
 
 
-def like_embedding(model: EquiformerV3, species: Tensor, lmax: int) -> Tensor:
+def _embedded(model: EquiformerV3, species: Tensor, lmax: int) -> Tensor:
     """Put element embeddings into l = 0 of otherwise empty features."""
     scalars = model.embedding(species)
     x = scalars.new_zeros(len(species), (lmax + 1) ** 2, scalars.shape[1])

@@ -21,7 +21,15 @@ from mlip.graph import atoms_to_graph, batch_graphs, edge_vectors
 from mlip.nn.edge_frames import POLE
 from mlip.potential import Potential
 from mlip.simulation.calculator import Calculator
-from tests.model_contract import STENCIL, STRAINS, close, derivative, evaluate, rotation, strained
+from tests.finite_differences import (
+    STRAINS,
+    autograd_hessian,
+    close,
+    evaluate,
+    numerical_forces,
+    numerical_stress,
+    rotation,
+)
 from tests.models.test_equiformer_v3 import small_potential
 
 CONE = float(np.arccos(POLE))  # rad
@@ -62,16 +70,6 @@ def published() -> Potential:
 # Poles
 
 
-def numerical_forces(potential: Potential, atoms: Atoms, step: float) -> np.ndarray:
-    frames = []
-    for index in np.ndindex(len(atoms), 3):
-        for offset, _ in STENCIL:
-            frames.append(atoms.copy())
-            frames[-1].positions[index] += offset * step
-    energies = np.array([result.energy for result in evaluate(potential, frames)])
-    return -derivative(energies.reshape(-1, 3, 4), step)
-
-
 # Steps leave the cone (3.4e-3 Å for this bond) or stay within it.
 @pytest.mark.parametrize("step", [1e-2, 2e-4])
 @pytest.mark.parametrize("angle", [0.0, 0.3 * CONE, 1.1 * CONE, np.pi, np.pi - 0.3 * CONE])
@@ -82,37 +80,22 @@ def test_forces_near_the_poles_are_minus_the_gradient(potential, angle, step):
 
 def test_stress_of_edges_on_the_axes_is_the_strain_derivative(potential):
     """Shear turns the edges on ±y, so their derivative by direction matters."""
-    atoms, step, frames = box(), 2e-3, []
-    for i, j in STRAINS:
-        for offset, _ in STENCIL:
-            strain = np.zeros((3, 3))
-            strain[i, j] += offset * step / 2
-            strain[j, i] += offset * step / 2
-            frames.append(strained(atoms, strain))
-    energies = np.array([result.energy for result in evaluate(potential, frames)])
-    expected = derivative(energies.reshape(6, 4), step) / atoms.get_volume()
+    atoms = box()
+    expected = numerical_stress(potential, atoms, 2e-3)
     stress = evaluate(potential, atoms).stress
     close([stress[i, j] for i, j in STRAINS], expected, 1e-7)
     close(evaluate(potential, atoms.repeat(2)).stress, stress, 1e-12)
 
 
-def hessian(potential: Potential, atoms: Atoms) -> np.ndarray:
-    graph = atoms_to_graph(atoms, potential.cutoff)
-    graph.positions.requires_grad_(True)
-    forces = potential(graph, stress=False, create_graph=True).forces.flatten()
-    rows = [torch.autograd.grad(f, graph.positions, retain_graph=True)[0] for f in forces]
-    return -torch.stack(rows).flatten(1).numpy()
-
-
 @pytest.mark.parametrize("angle", [0.0, 0.5 * CONE, np.pi])
 def test_hessian_near_the_poles(potential, angle):
     """Symmetric, and equal to that of the turned molecule, whose bonds are far from the poles."""
-    found, q = hessian(potential, tilted(angle)), rotation(4)
+    found, q = autograd_hessian(potential, tilted(angle)), rotation(4)
     other = tilted(angle)
     other.positions = other.positions @ q.T
     turn = np.kron(np.eye(len(other)), q)
     close(found, found.T, 1e-11)
-    close(turn @ found @ turn.T, hessian(potential, other), 1e-10)
+    close(turn @ found @ turn.T, autograd_hessian(potential, other), 1e-10)
 
 
 def test_single_precision_is_as_good_at_the_poles_as_elsewhere(potential):

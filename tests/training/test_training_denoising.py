@@ -17,7 +17,7 @@ from mlip.datasets.feed.noise import PositionNoise
 from mlip.errors import InputError
 from mlip.graph import batch_graphs
 from mlip.potential import Potential, Prediction
-from mlip.training.config import LossConfig, build_config
+from mlip.training.config import DenoisingConfig, LossConfig, build_config
 from mlip.training.losses import (
     Units,
     Weights,
@@ -31,7 +31,14 @@ from mlip.training.losses import (
 from mlip.training.metrics import ErrorSums, batch_sums
 from mlip.training.run import train
 
-ALWAYS = PositionNoise(3, probability=1.0)
+
+def published(seed: int, **changes: float) -> PositionNoise:
+    """The noise of the published runs, with changes."""
+    settings = DenoisingConfig(**changes)
+    return PositionNoise(seed, **settings.model_dump(exclude={"weight"}))
+
+
+ALWAYS = published(3, probability=1.0)
 CUTOFF = 4.0
 
 
@@ -43,10 +50,10 @@ def draw(
 
 
 def test_half_of_the_batches_and_half_of_the_atoms_have_noise_of_width_one() -> None:
-    recipe = PositionNoise(1, strict_max_ratio=1.0)
+    recipe = published(1, strict_max_ratio=1.0)
     coins = [recipe.at(epoch, step) is not None for epoch in range(4) for step in range(500)]
     assert np.mean(coins) == pytest.approx(0.5, abs=0.04)  # 3.6 standard deviations
-    found = draw(PositionNoise(1, probability=1.0), np.zeros((20_000, 3)))
+    found = draw(published(1, probability=1.0), np.zeros((20_000, 3)))
     assert found.mask.mean() == pytest.approx(0.5, abs=0.015)
     assert (found.noise[~found.mask] == 0).all()
     moved = found.noise[found.mask]
@@ -58,7 +65,7 @@ def test_draws_depend_on_seed_place_and_structure_alone() -> None:
     forces, fixed = np.zeros((50, 3)), np.zeros(50, dtype=bool)
 
     def noise(seed: int, epoch: int, step: int, index: int) -> bytes:
-        recipe = PositionNoise(seed, probability=1.0)
+        recipe = published(seed, probability=1.0)
         return recipe.at(epoch, step).draw(index, forces, fixed).noise.tobytes()
 
     places = [(1, 0, 0, 0), (2, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1)]
@@ -71,8 +78,8 @@ def test_draws_depend_on_seed_place_and_structure_alone() -> None:
 def test_structures_are_left_alone_for_a_reason_and_fixed_atoms_stay() -> None:
     forces = np.zeros((8, 3))
     forces[5] = [2.0, 2.0, 0.0]  # 2.83 eV/Å
-    assert draw(PositionNoise(0, 1.0, max_force=2.8), forces) is None
-    assert draw(PositionNoise(0, 1.0, max_force=2.9), forces) is not None
+    assert draw(published(0, probability=1.0, max_force=2.8), forces) is None
+    assert draw(published(0, probability=1.0, max_force=2.9), forces) is not None
     forces[2, 1] = np.nan
     assert draw(ALWAYS, forces) is None
     pair = [draw(ALWAYS, np.zeros((2, 3)), index=i) for i in range(400)]
@@ -102,7 +109,7 @@ def test_neighbours_are_those_of_the_corrupted_positions_however_they_are_read(m
     dataset = open_dataset(mixed_file)
     graphs = [structure_to_graph(dataset[i], CUTOFF, index=i) for i in range(len(dataset))]
     before = [graph.positions.clone() for graph in graphs]
-    noise = PositionNoise(5, probability=1.0, sigma=0.2, strict_max_ratio=0.9).at(2, 7)
+    noise = published(5, probability=1.0, sigma=0.2, strict_max_ratio=0.9).at(2, 7)
     order = [4, 0, 2, 1, 5, 3]
     one = noise.corrupt_graphs([graphs[i] for i in order])
     two = read_batch(dataset, order, CUTOFF, noise).to_graph()

@@ -25,7 +25,7 @@ _COIN, _ATOMS = 0xC014, 0xA703  # keep the streams apart from each other and fro
 
 @dataclass(frozen=True)
 class PositionNoise:
-    """How positions are corrupted.
+    """How positions are corrupted; `DenoisingConfig` has the published values.
 
     Attributes:
         seed: of all draws.
@@ -37,11 +37,11 @@ class PositionNoise:
     """
 
     seed: int
-    probability: float = 0.5
-    ratio: float = 0.5
-    sigma: float = 0.025
-    strict_max_ratio: float = 0.75
-    max_force: float | None = None
+    probability: float
+    ratio: float
+    sigma: float
+    strict_max_ratio: float
+    max_force: float | None
 
     def at(self, epoch: int, step: int) -> BatchNoise | None:
         """Give the noise of the batches at a place in the run, None if they have none."""
