@@ -24,8 +24,8 @@ from mlip.so3 import clebsch_gordan
 class ClebschGordanProduct(TensorProduct):
     """Full product: z_l3 = Σ over paths of w[path] · C^{l1 l2 l3}(x_l1, y_l2).
 
-    The tensors C have unit Frobenius norm and nothing else is normalised. Every equivariant bilinear
-    map of single features is within reach.
+    The tensors C have unit Frobenius norm and nothing else is normalised. Every equivariant
+    bilinear map of single features is within reach.
     """
 
     @property

@@ -105,6 +105,8 @@ def _grid_product(degrees: Degrees, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _fourier_product(degrees: Degrees, x: Tensor, y: Tensor) -> Tensor:
+    if not len(x):  # which some transforms refuse
+        return _grid_product(degrees, x, y)
     band = degrees.first + degrees.second
     size = 2 * band + 1
     values = [
