@@ -17,6 +17,7 @@ from mlip.errors import MlipError
 CHECKERS = {
     "equiformer_v3": "mlip.validation.parity_equiformer_v3",
     "facet": "mlip.validation.parity_facet",
+    "tdn": "mlip.validation.parity_tdn",
 }
 
 

@@ -14,6 +14,7 @@ from mlip.errors import InputError
 _MODELS = {
     "equiformer_v3": ("mlip.models.equiformer_v3", "EquiformerV3", "EquiformerV3Config"),
     "facet": ("mlip.models.facet", "Facet", "FacetConfig"),
+    "tdn": ("mlip.models.tdn", "TDN", "TDNConfig"),
 }
 
 

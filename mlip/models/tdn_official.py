@@ -1,0 +1,207 @@
+"""Translate weights of the official TDN code into ours; nothing in a file is executed."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip.errors import CheckpointError, InputError
+from mlip.models.tdn import TDN, TDNConfig
+from mlip.ops.tensor_products import Factors
+from mlip.ops.tensor_products.factors import NAMES
+
+AVERAGE_ATOMS, AVERAGE_DEGREE = 36.6, 18.6  # constants of the official code (PubChemQCR-S)
+DROPOUT = 0.2
+
+_FIELDS = {
+    "hidden_channels": "channels",
+    "num_interactions": "layers",
+    "num_gaussians": "n_radial",
+    "lmax": "lmax",
+    "fc_neurons": "radial_hidden",
+    "num_heads": "heads",
+    "cutoff": "cutoff",
+}
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # of DDP and torch.compile
+_LEGACY = re.compile(r"\.cp_[uvt]$")
+_RULES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^rbf\.", "radial_basis."),
+        (r"^edge_embed\.exp\.", "edge_degree.expand."),
+        (r"^edge_embed\.", "edge_degree."),
+        (r"\.tp\.cp_tp\.", ".operator."),
+        (r"\.tp([12])\.cp_tp\.", r".product_\1."),
+        (r"^blocks\.(\d+)\.attn\.", r"blocks.\1.attention."),
+        (r"^blocks\.(\d+)\.norm([12])\.", r"blocks.\1.norm_\2."),
+        (r"^blocks\.(\d+)\.ffn\.0\.", r"blocks.\1.expand."),
+        (r"^blocks\.(\d+)\.ffn\.2\.", r"blocks.\1.contract."),
+        (r"^head\.2\.", "head.1."),
+        (r"^force_proj\.", "force_projection."),
+        (r"\.merge_src\.", ".merge_source."),
+        (r"\.merge_dst\.", ".merge_target."),
+        (r"\.lin_(alpha|value)\.", r".\1."),
+        (r"\.proj\.", ".projection."),
+        (r"\.linear\.weight$", ".weight"),
+        (r"\.affine_(weight|bias)$", r".\1"),
+        (r"\.rad\.", ".radial."),
+        (r"\.radial\.offset$", ".radial.last.bias"),
+    )
+)
+_RADIAL_LAYER = re.compile(r"\.radial\.net\.(\d+)\.(weight|bias)$")
+
+
+def read_official(path: str | Path) -> dict[str, Tensor]:
+    """Read an official checkpoint: a bare state dict or one inside a training checkpoint.
+
+    Raises:
+        CheckpointError: missing, unreadable or foreign file, or one that holds more than tensors
+            and plain containers.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint of the official TDN "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: holds no state dict of tensors; expected an official TDN")
+    return state
+
+
+def config_from_official(
+    official: Mapping[str, Any],
+    elements: Sequence[int],
+    *,
+    rank: int | None = None,
+    average_atoms: float = AVERAGE_ATOMS,
+    average_degree: float = AVERAGE_DEGREE,
+    prediction: str = "direct",
+) -> TDNConfig:
+    """Translate the constructor arguments of the official model.
+
+    Args:
+        official: keyword arguments of the official constructor.
+        elements: atomic numbers that the model shall know, 79 at most.
+        rank: of the factors; by default 7 lmax².
+        average_atoms: constant of the official code; 30.0 for models of the full PubChemQCR.
+        average_degree: likewise, 16.7.
+        prediction: "direct" or "gradient", as the official ``gradient_force``.
+
+    Raises:
+        InputError: an unknown option.
+    """
+    if unknown := sorted(set(official) - set(_FIELDS)):
+        raise InputError(f"unknown options of the official TDN: {', '.join(unknown)}")
+    fields = {ours: official[theirs] for theirs, ours in _FIELDS.items() if theirs in official}
+    fields = {"lmax": 1, **fields}
+    fields["radial_hidden"] = tuple(fields.get("radial_hidden", (64, 64)))
+    return TDNConfig(
+        elements=tuple(elements),
+        average_atoms=average_atoms,
+        average_degree=average_degree,
+        product="low_rank",
+        rank=rank,
+        norm="degree",
+        attention_dropout=DROPOUT,
+        prediction=prediction,  # type: ignore[arg-type]
+        published=True,
+        **fields,
+    )
+
+
+def model_from_official(
+    weights: Mapping[str, Tensor],
+    config: TDNConfig,
+    factors: Factors | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> TDN:
+    """Build a model from official weights.
+
+    With ``product: exact`` the factors are left out: the same network with the exact tensor.
+
+    Args:
+        weights: tensors by official name; prefixes of wrappers are dropped. Weights of the force
+            head are ignored in gradient mode.
+        config: translated configuration; columns of the element table are picked by its elements.
+        factors: for weights that come without.
+        dtype: precision of the model.
+
+    Raises:
+        CheckpointError: a weight is missing, left over or of another shape.
+    """
+    state = {}
+    for key, tensor in weights.items():
+        name = our_name(key)
+        unused = config.prediction == "gradient" and name.startswith("force_")
+        if not (unused or _LEGACY.search(key) or (_is_factor(name) and config.product == "exact")):
+            state[name] = tensor.to(dtype)
+    found = {name[-4:]: tensor for name, tensor in state.items() if _is_factor(name)}
+    if len(found) == len(NAMES):  # of any one product: only sizes matter here
+        factors = Factors(*(found[name] for name in NAMES))
+    if factors is not None and config.product == "low_rank":
+        config = config.model_copy(update={"rank": factors.rank})
+    _pick_elements(state, config)
+    with torch.random.fork_rng(devices=[]):
+        model = TDN(config, factors).to(dtype)
+    own = model.state_dict()
+    state = {name: _like(tensor, own.get(name)) for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in own.items() if _is_factor(name)} | state
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
+    if missing or extra or wrong:
+        raise CheckpointError(
+            f"official weights do not fit the configuration: missing {missing}, unknown {extra}, "
+            f"of another shape {wrong}"
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def our_name(official: str) -> str:
+    """Translate the name of one official parameter."""
+    name = _WRAPPERS.sub("", official)
+    for pattern, replacement in _RULES:
+        name = pattern.sub(replacement, name)
+    return _RADIAL_LAYER.sub(_radial_name, name)
+
+
+def _radial_name(match: re.Match[str]) -> str:
+    """Layers come in threes: linear map, layer norm, activation."""
+    layer, kind = divmod(int(match[1]), 3)
+    return f".radial.{'layers' if kind == 0 else 'norms'}.{layer}.{match[2]}"
+
+
+def _pick_elements(state: dict[str, Tensor], config: TDNConfig) -> None:
+    """Replace linear map and bias of one-hot elements by one row for each of ours."""
+    names = "atom_embed.atom_type_lin.weight", "atom_embed.atom_type_lin.bias"
+    if not set(names) <= set(state):
+        return  # reported as missing
+    table, bias = (state.pop(name) for name in names)
+    if max(config.elements) >= table.shape[1]:
+        raise CheckpointError(
+            f"the official table ends before atomic number {max(config.elements)} (it has "
+            f"{table.shape[1]} columns): name fewer elements"
+        )
+    state["embedding"] = table.T[list(config.elements)] + bias
+
+
+def _is_factor(name: str) -> bool:
+    return name.endswith(NAMES)
+
+
+def _like(tensor: Tensor, own: Tensor | None) -> Tensor:
+    """Drop axes of length one, which ours do not have."""
+    if own is not None and tensor.numel() == own.numel():
+        squeezed = [n for n in tensor.shape if n != 1]
+        if squeezed == [n for n in own.shape if n != 1]:
+            return tensor.reshape(own.shape)
+    return tensor

@@ -1,0 +1,234 @@
+"""Layers of the Tensor Decomposition Network (arXiv 2507.01131) on features [N, (L+1)², C].
+
+Every linear map has one matrix for all degrees; every product with the harmonics of an edge has one
+radial weight for each channel, so that it is one matrix K(edge) on the coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlip.nn.graph_attention import smooth_leaky_relu
+from mlip.nn.so3_layers import split_by_degree
+from mlip.ops import envelope_softmax, segment_sum
+from mlip.ops.tensor_products import Factors, apply_operator
+from mlip.ops.tensor_products.factors import NAMES
+
+
+class OperatorEdges(NamedTuple):
+    """What all layers know of the edges, sorted by target.
+
+    source, target: [E] atoms. basis: [E, R] radial functions. envelope: [E], 0 at the cutoff, or 1.
+    harmonics: [E, K]. operator: K of the exact product, [E, K, K], or None.
+    """
+
+    source: Tensor
+    target: Tensor
+    basis: Tensor
+    envelope: Tensor
+    harmonics: Tensor
+    operator: Tensor | None
+
+
+class SharedLinear(nn.Module):
+    """Mix channels with one matrix for all degrees; the bias is added to l = 0."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(channels_in)
+        self.weight = nn.Parameter(torch.empty(channels_out, channels_in).uniform_(-bound, bound))
+        values = torch.empty(channels_out).uniform_(-bound, bound)
+        self.bias = nn.Parameter(values) if bias else None
+
+    def forward(self, x: Tensor, amount: Tensor | None = None) -> Tensor:
+        """Map [N, K, C_in] to [N, K, C_out]; ``amount`` [N] multiplies the bias."""
+        mixed = x @ self.weight.T
+        if self.bias is None:
+            return mixed
+        bias = self.bias if amount is None else amount[:, None, None] * self.bias
+        return torch.cat([mixed[:, :1] + bias, mixed[:, 1:]], dim=1)
+
+    def scalars(self, x: Tensor) -> Tensor:
+        """Map l = 0 alone, [N, C_in] to [N, C_out]."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class DegreeNorm(nn.Module):
+    """Divide each degree by its own root mean square, l = 0 centred over channels first.
+
+    Where features of a degree vanish by symmetry, the least displacement brings them to full size:
+    as published, but nothing for vibrations.
+    """
+
+    def __init__(self, lmax: int, channels: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.lmax, self.epsilon = lmax, epsilon
+        self.weight = nn.Parameter(torch.ones(lmax + 1, channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, K, C] to the same shape."""
+        scalars, *rest = split_by_degree(x, self.lmax)
+        parts = [scalars - scalars.mean(dim=2, keepdim=True), *rest]
+        normal = []
+        for part, weight in zip(parts, self.weight, strict=True):
+            square = part.square().mean(dim=(1, 2), keepdim=True)
+            normal.append(part * (square + self.epsilon).rsqrt() * weight)
+        normal[0] = normal[0] + self.bias
+        return torch.cat(normal, dim=1)
+
+
+class LearnedGaussians(nn.Module):
+    """Normalised Gaussians of a linear function of distance / cutoff, all of it learnable."""
+
+    def __init__(self, n: int, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.mean = nn.Parameter(torch.empty(n).uniform_(0.0, 1.0))
+        self.std = nn.Parameter(torch.empty(n).uniform_(1.0 / n, 1.0))
+        self.weight = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """Map [E] distances (Å) to [E, n]."""
+        position = self.weight * (distance[:, None] / self.cutoff) + self.bias
+        width = self.std.abs() + 1e-5
+        height = 1 / (math.sqrt(2 * math.pi) * width)
+        return height * torch.exp(-0.5 * ((position - self.mean) / width).square())
+
+
+class RadialMLP(nn.Module):
+    """Layers of linear map, layer norm and SiLU, then a linear map, from [E, R] to [E, C]."""
+
+    def __init__(self, n_radial: int, hidden: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        widths = [n_radial, *hidden]
+        self.layers = nn.ModuleList(map(nn.Linear, widths[:-1], widths[1:]))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in hidden)
+        self.last = nn.Linear(widths[-1], channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the weights of the channels."""
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = nn.functional.silu(norm(layer(x)))
+        return self.last(x)
+
+
+class FactorOperator(nn.Module):
+    """The operator of low-rank factors, kept with the weights: a model needs its own ones."""
+
+    cp_a: Tensor
+    cp_b: Tensor
+    cp_c: Tensor
+
+    def __init__(self, factors: Factors) -> None:
+        super().__init__()
+        for name, factor in zip(NAMES, factors, strict=True):
+            self.register_buffer(name, factor.to(torch.get_default_dtype()))
+
+    def forward(self, harmonics: Tensor) -> Tensor:
+        """Build C diag(Bᵀ y) Aᵀ: [E, K] → [E, K, K]."""
+        return ((harmonics @ self.cp_b)[:, None] * self.cp_c) @ self.cp_a.T
+
+
+class DegreeEmbedding(nn.Module):
+    """Begin with what each atom sees of the distances and directions of its neighbours."""
+
+    def __init__(
+        self, radial: RadialMLP, channels: int, factors: Factors | None, scale: float
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.expand = SharedLinear(channels, channels)
+        self.radial = radial
+        self.operator = None if factors is None else FactorOperator(factors)
+        self.projection = SharedLinear(channels, channels)
+
+    def forward(self, edges: OperatorEdges, n_atoms: int) -> Tensor:
+        """Sum products of one learnt scalar feature with the harmonics: [N, K, C]."""
+        query = self.expand.scalars(torch.ones_like(self.expand.weight[:1]))  # [1, C]
+        weights = self.radial(edges.basis) * edges.envelope[:, None]
+        scalar_column = _operator(self.operator, edges)[:, :, :1]  # K of an input with l = 0 alone
+        message = scalar_column * (weights * query)[:, None]
+        summed = segment_sum(message, edges.target, n_atoms)
+        degree = segment_sum(edges.envelope, edges.target, n_atoms)
+        return self.projection(summed, degree) * self.scale
+
+
+class TensorAttention(nn.Module):
+    """Attention over neighbours; messages and values are products with the edge's harmonics."""
+
+    def __init__(
+        self,
+        radial: RadialMLP,
+        channels: int,
+        heads: int,
+        factors: Factors | None,
+        *,
+        dropout: float = 0.0,
+        epsilon: float = 1e-16,
+    ) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.epsilon = heads, dropout, epsilon
+        width = channels // heads
+        bound = math.sqrt(6 / (heads + width))
+        self.alpha_dot = nn.Parameter(torch.empty(heads, width).uniform_(-bound, bound))
+        self.merge_source = SharedLinear(channels, channels)
+        self.merge_target = SharedLinear(channels, channels, bias=False)
+        self.product_1 = None if factors is None else FactorOperator(factors)
+        self.radial = radial
+        self.alpha = SharedLinear(channels, channels)
+        self.value = SharedLinear(channels, 2 * channels)
+        self.product_2 = None if factors is None else FactorOperator(factors)
+        self.projection = SharedLinear(channels, channels)
+
+    def forward(self, x: Tensor, edges: OperatorEdges) -> Tensor:
+        """Map features of atoms [N, K, C] to the same shape."""
+        weights = self.radial(edges.basis) * edges.envelope[:, None]  # of both products
+        message = self.message(x, edges, weights[:, None])
+        values = self.values(message, edges, weights[:, None], len(x))
+        return self.projection(segment_sum(values, edges.target, len(x)))
+
+    def message(self, x: Tensor, edges: OperatorEdges, weights: Tensor) -> Tensor:
+        """Multiply source plus target features with the harmonics: [E, K, C]."""
+        of_source = self.merge_source(x).index_select(0, edges.source)
+        of_target = self.merge_target(x).index_select(0, edges.target)
+        operator = _operator(self.product_1, edges)
+        return apply_operator(operator, of_source + of_target, weights)
+
+    def values(
+        self, message: Tensor, edges: OperatorEdges, weights: Tensor, n_atoms: int
+    ) -> Tensor:
+        """Gate messages, multiply again and weight by attention: [E, K, C]."""
+        logits = self.alpha.scalars(message[:, 0]).unflatten(1, (self.heads, -1))
+        logits = (smooth_leaky_relu(logits) * self.alpha_dot).sum(2)
+        attention = envelope_softmax(logits, edges.envelope, edges.target, n_atoms, self.epsilon)
+        attention = nn.functional.dropout(attention, self.dropout, self.training)
+        share = attention.repeat_interleave(self.alpha_dot.shape[1], dim=1)[:, None]  # [E, 1, C]
+        operator = _operator(self.product_2, edges)
+        return apply_operator(operator, gate(self.value(message)), weights * share)
+
+
+def gate(x: Tensor) -> Tensor:
+    """Apply SiLU to l = 0 of the first half of the channels, and σ of l = 0 of the other to l > 0.
+
+    Args:
+        x: [N, K, 2C].
+
+    Returns:
+        [N, K, C].
+    """
+    values, gates = x.chunk(2, dim=2)
+    scalars = nn.functional.silu(values[:, :1])
+    return torch.cat([scalars, values[:, 1:] * torch.sigmoid(gates[:, :1])], dim=1)
+
+
+def _operator(own: FactorOperator | None, edges: OperatorEdges) -> Tensor:
+    if own is not None:
+        return own(edges.harmonics)
+    assert edges.operator is not None
+    return edges.operator
