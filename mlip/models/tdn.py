@@ -1,8 +1,9 @@
 """Tensor Decomposition Network: attention with path-shared tensor products (arXiv 2507.01131).
 
-exact (default)  the product is the exact Clebsch–Gordan sum with one weight for all paths, one matrix
-                 for each edge that all layers share; messages and attention end smoothly at the
-                 cutoff; forces and stress are derivatives of the energy; lone atoms keep theirs.
+exact (default)  the product is the exact Clebsch–Gordan sum with one weight for all paths, one
+                 matrix for each edge that all layers share; messages and attention end smoothly
+                 at the cutoff; forces and stress are derivatives of the energy; lone atoms keep
+                 theirs.
 published        the network of the official code: low-rank factors in place of the exact tensor,
                  no envelope (the energy jumps when a neighbour enters), forces of a head or
                  derivatives, lone atoms without energy.
@@ -127,7 +128,8 @@ class TDN(nn.Module):
         )
         self.blocks = nn.ModuleList(TDNBlock(config, factors) for _ in range(config.layers))
         self.norm = _norm(config)
-        self.head = nn.ModuleList([SharedLinear(channels, channels), SharedLinear(channels, 1)])
+        self.head_hidden = SharedLinear(channels, channels)
+        self.head = SharedLinear(channels, 1)
         if config.prediction == "direct":
             self.force_head = _attention(config, factors)
             self.force_projection = SharedLinear(channels, 1)
@@ -163,8 +165,8 @@ class TDN(nn.Module):
         for block in self.blocks:
             x = block(x, edges)
         x = self.norm(x)
-        hidden = nn.functional.silu(self.head[0].scalars(x[:, 0]))
-        energies = self.head[1].scalars(hidden)[:, 0] / math.sqrt(self.config.average_atoms)
+        hidden = nn.functional.silu(self.head_hidden.scalars(x[:, 0]))
+        energies = self.head.scalars(hidden)[:, 0] / math.sqrt(self.config.average_atoms)
         connected = None
         if self.config.published:
             connected = torch.bincount(edges.target, minlength=len(species)) > 0

@@ -28,6 +28,7 @@ _FIELDS = {
     "num_heads": "heads",
     "cutoff": "cutoff",
 }
+_IGNORED = {"compile_blocks", "gradient_force"}  # how it runs; forces are chosen by `prediction`
 _WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # of DDP and torch.compile
 _LEGACY = re.compile(r"\.cp_[uvt]$")
 _RULES = tuple(
@@ -42,7 +43,8 @@ _RULES = tuple(
         (r"^blocks\.(\d+)\.norm([12])\.", r"blocks.\1.norm_\2."),
         (r"^blocks\.(\d+)\.ffn\.0\.", r"blocks.\1.expand."),
         (r"^blocks\.(\d+)\.ffn\.2\.", r"blocks.\1.contract."),
-        (r"^head\.2\.", "head.1."),
+        (r"^head\.0\.", "head_hidden."),
+        (r"^head\.2\.", "head."),
         (r"^force_proj\.", "force_projection."),
         (r"\.merge_src\.", ".merge_source."),
         (r"\.merge_dst\.", ".merge_target."),
@@ -99,7 +101,7 @@ def config_from_official(
     Raises:
         InputError: an unknown option.
     """
-    if unknown := sorted(set(official) - set(_FIELDS)):
+    if unknown := sorted(set(official) - set(_FIELDS) - _IGNORED):
         raise InputError(f"unknown options of the official TDN: {', '.join(unknown)}")
     fields = {ours: official[theirs] for theirs, ours in _FIELDS.items() if theirs in official}
     fields = {"lmax": 1, **fields}
@@ -140,7 +142,7 @@ def model_from_official(
     """
     state = {}
     for key, tensor in weights.items():
-        name = our_name(key)
+        name = our_name(key, len(config.radial_hidden))
         unused = config.prediction == "gradient" and name.startswith("force_")
         if not (unused or _LEGACY.search(key) or (_is_factor(name) and config.product == "exact")):
             state[name] = tensor.to(dtype)
@@ -166,18 +168,16 @@ def model_from_official(
     return model
 
 
-def our_name(official: str) -> str:
-    """Translate the name of one official parameter."""
+def our_name(official: str, n_hidden: int) -> str:
+    """Translate the name of one official parameter; radial MLPs have ``n_hidden`` layers."""
     name = _WRAPPERS.sub("", official)
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
-    return _RADIAL_LAYER.sub(_radial_name, name)
-
-
-def _radial_name(match: re.Match[str]) -> str:
-    """Layers come in threes: linear map, layer norm, activation."""
-    layer, kind = divmod(int(match[1]), 3)
-    return f".radial.{'layers' if kind == 0 else 'norms'}.{layer}.{match[2]}"
+    if match := _RADIAL_LAYER.search(name):  # linear map, layer norm, activation take turns
+        layer, norm = divmod(int(match[1]), 3)
+        own = "last" if layer == n_hidden else f"{'norms' if norm else 'layers'}.{layer}"
+        name = f"{name[: match.start()]}.radial.{own}.{match[2]}"
+    return name
 
 
 def _pick_elements(state: dict[str, Tensor], config: TDNConfig) -> None:

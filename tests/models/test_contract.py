@@ -83,3 +83,46 @@ class TestDirectEquiformerV3(ModelContract):
     test_stress_equals_the_autograd_strain_derivative = None
     test_hessian_by_double_backward = None
     test_dynamics_conserve_energy = None
+
+
+SMALL_TDN = {
+    "cutoff": 4.2,
+    "layers": 2,
+    "channels": 6,
+    "heads": 2,
+    "n_radial": 5,
+    "radial_hidden": (8,),
+    "average_degree": 20.0,
+}
+
+
+class TestTDN(ModelContract):
+    """The embedding passes messages too. Cross products count: enantiomers may differ."""
+
+    model = ("tdn", {**SMALL_TDN, "lmax": 2})
+    layers = 3
+    inversion = False
+
+
+class TestTDNWithPublishedNorm(ModelContract):
+    model = ("tdn", {**SMALL_TDN, "lmax": 3, "layers": 1, "norm": "degree"})
+    layers = 2
+    inversion = False
+
+
+class TestDirectTDN(ModelContract):
+    """Forces of a head and no stress: no derivatives of the energy, nothing that follows."""
+
+    model = ("tdn", {**SMALL_TDN, "lmax": 2, "prediction": "direct"})
+    layers = 4
+    inversion = False
+
+    test_isolated_atoms_and_empty_edge_sets = None
+    test_training_gradient_through_forces_and_stress = None
+    test_derivatives_on_request = None
+    test_no_net_force_no_torque_and_symmetric_stress = None
+    test_forces_are_minus_the_gradient = None
+    test_stress_is_the_strain_derivative_per_volume = None
+    test_stress_equals_the_autograd_strain_derivative = None
+    test_hessian_by_double_backward = None
+    test_dynamics_conserve_energy = None

@@ -1,0 +1,263 @@
+"""TDN: numbers and weights of the official code, exact against low-rank products."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from mlip.errors import CheckpointError, DataError, InputError
+from mlip.graph import atoms_to_graph
+from mlip.models import create_model
+from mlip.models.tdn import TDN, TDNConfig
+from mlip.models.tdn_official import config_from_official, model_from_official, read_official
+from mlip.ops.tensor_products import find_factors
+from mlip.ops.tensor_products.factors import NAMES
+from mlip.potential import Potential
+from mlip.validation.parity_tdn import compare_file
+from tests.finite_differences import evaluate, rotation
+
+MODELS = ("model_L1_mol", "model_L2_isolated", "model_L3_mol", "model_L1_periodic_derived")
+PRODUCTS = (
+    *(f"tp_L{size}_uvu" for size in ("1_R5", "1_R7", "1_R8", "2_R14", "2_R28", "2_R32", "2_R81")),
+    *(f"tp_L{size}_uvu" for size in ("3_R21", "3_R63", "4_R28", "4_R112")),
+    *(f"tp_L2_R28_{mode}" for mode in ("uvw", "uvv", "uuw", "uuu")),
+)
+SMALL = {
+    "layers": 2,
+    "channels": 8,
+    "heads": 2,
+    "n_radial": 5,
+    "radial_hidden": (8,),
+    "cutoff": 4.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Keep the factors of the tests out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def water_like():
+    positions = [[0, 0, 0], [0.96, 0.1, 0.2], [-0.3, 0.9, -0.4], [0.4, -0.5, 1.6], [2.4, 1.2, 0.3]]
+    return Atoms("OHHCN", positions=positions)
+
+
+def random_model(**settings):
+    """The same weights at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TDN(TDNConfig(**settings)).double()
+
+
+def official(shared, name="model_L1_mol"):
+    with np.load(shared / "golden" / "tdn" / f"{name}.npz") as file:
+        weights = {key[3:]: torch.from_numpy(file[key]) for key in file.files if key[:3] == "sd/"}
+        return weights, json.loads(str(file["meta"]))
+
+
+@pytest.mark.parametrize("name", [*MODELS, *PRODUCTS])
+def test_golden_file(shared, name):
+    rows = compare_file(shared / "golden" / "tdn" / f"{name}.npz")
+    assert len(rows) >= 5
+    assert [row for row in rows if not row.passed] == []
+    if name in MODELS[:3]:
+        quantities = {row.quantity for row in rows}
+        assert {"energy (gradient)", "forces_direct", "forces_gradient", "block0"} <= quantities
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("model_L1_mol", "sd/blocks.1.attn.tp2.cp_tp.cp_b"), ("tp_L2_R28_uvu", "cp_a")],
+)
+def test_script_fails_on_a_changed_number(shared, repository, tmp_path, name, key):
+    with np.load(shared / "golden" / "tdn" / f"{name}.npz") as file:
+        arrays = dict(file)
+    arrays[key] = arrays[key] * np.float32(1 + 1e-5)
+    np.savez(tmp_path / "changed.npz", **arrays)
+    command = [sys.executable, str(repository / "scripts" / "check_parity.py"), "tdn"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "changed.npz")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+
+
+def test_foreign_files_are_named(tmp_path):
+    np.savez(tmp_path / "foreign.npz", a=np.zeros(3))
+    np.savez(tmp_path / "half.npz", **dict.fromkeys((*NAMES, "x1", "out_cp"), np.zeros((4, 7))))
+    for name in ("foreign", "half"):
+        with pytest.raises(DataError, match=rf"{name}\.npz"):
+            compare_file(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("lmax", [1, 2])
+def test_low_rank_of_sufficient_rank_is_the_exact_model(lmax):
+    """Nothing is approximated then: energies, forces and stress agree to rounding."""
+    rank = {1: 8, 2: 30}[lmax]
+    exact = random_model(elements=(1, 6, 7, 8), lmax=lmax, **SMALL)
+    factors = find_factors(lmax, rank)
+    low = TDN(exact.config.model_copy(update={"product": "low_rank", "rank": rank})).double()
+    state = exact.state_dict()
+    names = {
+        name: dict(zip(NAMES, factors, strict=True)).get(name[-4:]) for name in low.state_dict()
+    }
+    low.load_state_dict(state | {name: f for name, f in names.items() if f is not None})
+    atoms = water_like()
+    a, b = (evaluate(Potential(model).eval(), atoms) for model in (exact, low))
+    np.testing.assert_allclose(b.energies, a.energies, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(b.forces, a.forces, rtol=0, atol=1e-10)
+
+
+def test_exact_product_makes_official_weights_equivariant(shared):
+    """The same weights: rotations change the low-rank energy, not the exact one."""
+    weights, meta = official(shared)
+    changes = {}
+    for product in ("low_rank", "exact"):
+        config = config_from_official(meta["config"], (1, 6, 7, 8), prediction="gradient")
+        config = config.model_copy(update={"product": product})
+        potential = Potential(model_from_official(weights, config)).eval()
+        atoms = water_like()
+        turned = atoms.copy()
+        turned.positions = atoms.positions @ rotation(2).T
+        start, after = evaluate(potential, [atoms, turned])
+        changes[product] = np.abs(after.forces - start.forces @ rotation(2).T).max()
+    assert changes["low_rank"] > 1e-6
+    assert changes["exact"] < 1e-12
+
+
+def test_mirror_images_may_differ():
+    potential = Potential(random_model(elements=(1, 6, 7, 8), **SMALL)).eval()
+    atoms = water_like()
+    mirrored = atoms.copy()
+    mirrored.positions *= [1, 1, -1]
+    start, after = evaluate(potential, [atoms, mirrored])
+    assert abs(start.energy - after.energy) > 1e-8
+
+
+def test_published_model_jumps_at_the_cutoff_and_drops_lone_atoms():
+    model = random_model(elements=(1, 8), norm="degree", published=True, **SMALL)
+    potential = Potential(model).eval()
+    frames = [Atoms("OH", positions=[[0, 0, 0], [0, 0, d]]) for d in (4.0 - 1e-6, 4.0 + 1e-6)]
+    inside, outside = evaluate(potential, frames)
+    assert abs(inside.energy) > 1e-4
+    assert outside.energy == 0
+    assert not outside.forces.any()
+
+
+def test_low_rank_model_keeps_its_factors(tmp_path):
+    config = {"elements": (1, 6, 7, 8), "lmax": 1, "product": "low_rank", "rank": 6, **SMALL}
+    potential = Potential(create_model("tdn", config)).to_dtype(torch.float64).eval()
+    for name, buffer in potential.model.named_buffers():
+        if name.endswith(NAMES):
+            buffer.mul_(1.01)  # as if they came from elsewhere
+    potential.save(tmp_path / "model.safetensors")
+    loaded = Potential.load(tmp_path / "model.safetensors", dtype="float64")
+    atoms = water_like()
+    assert evaluate(loaded, atoms).energy == evaluate(potential, atoms).energy
+
+
+def test_direct_forces_without_stress():
+    potential = Potential(random_model(elements=(1, 8), prediction="direct", **SMALL))
+    assert not potential.conservative
+    assert not potential.has_stress
+    atoms = Atoms("OH", positions=[[0, 0, 0], [0, 0, 1]], cell=np.eye(3) * 9, pbc=True)
+    prediction = potential.eval()(atoms_to_graph(atoms, 4.0))
+    assert prediction.forces.shape == (2, 3)
+    assert prediction.stress.isnan().all()
+
+
+# Official files
+
+
+def wrapped(weights):
+    """Names as compiled blocks in a parallel run have them."""
+    return {
+        "module." + key.replace("blocks.0.", "blocks.0._orig_mod."): tensor
+        for key, tensor in weights.items()
+    }
+
+
+def test_official_checkpoints_of_all_kinds(shared, tmp_path):
+    weights, meta = official(shared)
+    config = config_from_official(meta["config"], (1, 6, 7, 8))
+    expected = model_from_official(weights, config).state_dict()
+    legacy = {"blocks.0.attn.tp1.cp_tp.cp_u": torch.zeros(4, 7)}
+    torch.save(wrapped(weights) | legacy, tmp_path / "best.pth")
+    checkpoint = {"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {"lr": [0.1]}}
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    for name in ("best.pth", "checkpoint.pth"):
+        found = model_from_official(read_official(tmp_path / name), config).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_weights_without_factors_take_those_of_a_cache(shared):
+    weights, meta = official(shared)
+    config = config_from_official(meta["config"], (1, 6, 7, 8))
+    bare = {key: tensor for key, tensor in weights.items() if not key.endswith(NAMES)}
+    factors = find_factors(1, 8)
+    model = model_from_official(bare, config, factors)
+    assert torch.equal(model.blocks[0].attention.product_1.cp_a, factors.first.float().double())
+    assert model.config.rank == 8
+    assert model_from_official(bare, config).config.rank is None  # 7 L², found by the solver
+
+
+def test_readme_size_has_all_names_and_the_published_count(shared):
+    shapes = json.loads((shared / "golden" / "tdn" / "state_dict_readme_config.json").read_text())
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    arguments = {"hidden_channels": 256, "num_interactions": 6, "num_gaussians": 256}
+    config = config_from_official(arguments, range(1, 80))
+    model = model_from_official(weights, config, dtype=torch.float32)
+    trainable = sum(p.numel() for p in model.parameters())
+    assert trainable == 4_476_676 - 2 * 256  # element 0 and the bias of the one-hot map
+
+
+class Bomb:
+    """Would write a file when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_unusable_files_and_weights_are_named(shared, tmp_path):
+    torch.save({"model_state_dict": {"a": Bomb(tmp_path / "executed")}}, tmp_path / "evil.pth")
+    torch.save({"epoch": 3}, tmp_path / "foreign.pth")
+    (tmp_path / "text.pth").write_text("no")
+    for name in ("evil.pth", "foreign.pth", "text.pth", "missing.pth"):
+        with pytest.raises(CheckpointError, match=name):
+            read_official(tmp_path / name)
+    assert not (tmp_path / "executed").exists()
+    weights, meta = official(shared)
+    config = config_from_official(meta["config"], (1, 6, 7, 8))
+    with pytest.raises(CheckpointError, match="atomic number 92"):
+        model_from_official(weights, config.model_copy(update={"elements": (1, 92)}))
+    head = weights.pop("head.0.linear.weight")
+    with pytest.raises(CheckpointError, match=r"missing \['head_hidden\.weight'\]"):
+        model_from_official(weights, config)
+    weights |= {"head.0.linear.weight": head, "spare": head}
+    with pytest.raises(CheckpointError, match="spare"):
+        model_from_official(weights, config)
+    with pytest.raises(InputError, match="num_layers"):
+        config_from_official({"num_layers": 3}, (1,))
+
+
+def test_settings_are_checked():
+    for bad, match in (
+        ({"channels": 7}, "multiple of heads"),
+        ({"rank": 8}, "low_rank"),
+        ({"radial_hidden": ()}, "radial_hidden"),
+        ({"elements": (1, 1)}, "twice"),
+        ({"elements": (0,)}, "1 to 118"),
+    ):
+        with pytest.raises(InputError, match=match):
+            create_model("tdn", {"elements": (1,), **bad})
