@@ -167,15 +167,11 @@ class TDN(nn.Module):
         x = self.norm(x)
         hidden = nn.functional.silu(self.head_hidden.scalars(x[:, 0]))
         energies = self.head.scalars(hidden)[:, 0] / math.sqrt(self.config.average_atoms)
-        connected = None
         if self.config.published:
-            connected = torch.bincount(edges.target, minlength=len(species)) > 0
-            energies = energies * connected
+            energies = energies * (torch.bincount(edges.target, minlength=len(species)) > 0)
         if self.config.prediction == "gradient":
             return energies
         forces = self.force_projection(self.force_head(x, edges))[:, 1:4, 0]
-        if connected is not None:
-            forces = forces * connected[:, None]
         return DirectPrediction(energies, forces, None)
 
     def edges(self, vectors: Tensor, edge_index: Tensor) -> OperatorEdges:
