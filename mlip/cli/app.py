@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "Compare a potential with labelled structures.",
     "train": "Train a potential.",
     "convert": "Convert data files of any known format to one data set, with a report.",
+    "convert-model": "Convert an official EquiformerV3 checkpoint to a potential.",
     "check": "Report what a data set holds and what is wrong with it.",
     "data": "Merge, split, filter and index data sets; a demo of the data layer.",
     "info": "Show a potential's card, or versions and devices.",
@@ -54,7 +55,8 @@ class _LazyGroup(TyperGroup):
 
 
 def _load(name: str) -> Any:
-    function = getattr(importlib.import_module(f"mlip.cli.{name}"), name)
+    module = name.replace("-", "_")
+    function = getattr(importlib.import_module(f"mlip.cli.{module}"), module)
     if isinstance(function, typer.Typer):  # a command with commands of its own
         return typer.main.get_command(function)
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

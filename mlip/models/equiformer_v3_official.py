@@ -135,7 +135,7 @@ def model_from_official(
     """Build a model from official weights.
 
     Args:
-        weights: tensors by official name without prefixes; buffers are ignored.
+        weights: parameters by official name without prefixes; no buffers.
         config: translated configuration; rows of element tables are picked by its elements.
         dtype: precision of the model.
 
@@ -151,14 +151,24 @@ def model_from_official(
     }
     missing = sorted(set(own) - set(state))
     extra = sorted(set(state) - set(own))
-    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
+    wrong = [
+        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+        for name in state
+        if name in own and state[name].shape != own[name].shape
+    ]
     if missing or extra or wrong:
+        problems = (("missing", missing), ("unknown", extra), ("of another shape", wrong))
         raise CheckpointError(
-            f"official weights do not fit the configuration: missing {missing}, unknown {extra}, "
-            f"of another shape {wrong}"
+            "official weights do not fit the configuration (names are ours): "
+            + "; ".join(f"{what}: {_first(names)}" for what, names in problems if names)
         )
     model.load_state_dict(state)
     return model
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def our_name(official: str) -> str:
