@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from mlip.ops.tables import table_like
 from mlip.so3 import clebsch_gordan
 
 Features = tuple[Tensor, ...]
+Path = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -35,30 +36,40 @@ class ConvolutionSignature:
     out_degrees: tuple[int, ...]
     natural_parity: bool = False
 
-    @cached_property
-    def paths(self) -> tuple[tuple[int, int, int], ...]:
+    @property
+    def paths(self) -> tuple[Path, ...]:
         """Products (l1, l2, l3) in lexicographic order, which is the order of the weights."""
-        return tuple(
-            (l1, l2, l3)
-            for l1, channels in enumerate(self.channels)
-            if channels
-            for l2 in range(self.lmax_edge + 1)
-            for l3 in range(abs(l1 - l2), l1 + l2 + 1)
-            if l3 in self.out_degrees and not (self.natural_parity and (l1 + l2 + l3) % 2)
-        )
+        return _paths(self)
 
-    @cached_property
+    @property
     def n_weights(self) -> int:
         """Path weights of one edge: one for each path and input channel."""
         return sum(self.channels[l1] for l1, _, _ in self.paths)
 
-    @cached_property
+    @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels of each output degree 0 … max: input channels concatenated over paths."""
-        return tuple(
-            sum(self.channels[l1] for l1, _, l3 in self.paths if l3 == degree)
-            for degree in range(max(self.out_degrees) + 1)
-        )
+        return _out_channels(self)
+
+
+@cache
+def _paths(signature: ConvolutionSignature) -> tuple[Path, ...]:
+    return tuple(
+        (l1, l2, l3)
+        for l1, channels in enumerate(signature.channels)
+        if channels
+        for l2 in range(signature.lmax_edge + 1)
+        for l3 in range(abs(l1 - l2), l1 + l2 + 1)
+        if l3 in signature.out_degrees and not (signature.natural_parity and (l1 + l2 + l3) % 2)
+    )
+
+
+@cache
+def _out_channels(signature: ConvolutionSignature) -> tuple[int, ...]:
+    return tuple(
+        sum(signature.channels[l1] for l1, _, l3 in signature.paths if l3 == degree)
+        for degree in range(max(signature.out_degrees) + 1)
+    )
 
 
 def convolution(

@@ -1,0 +1,99 @@
+"""Generated and compiled code on disk, by content.
+
+Everything lies in one folder: ``$MLIP_CACHE/kernels``, by default ``~/.cache/mlip/kernels``. A
+module is a readable ``.py`` file; Numba keeps its machine code in ``__pycache__`` beside it, one
+entry for each kind of processor. The folder can be removed at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+_lock = threading.RLock()
+_loaded: dict[str, ModuleType] = {}
+
+
+def cache_folder() -> Path:
+    """Folder of generated code; a temporary one, for this process, if it cannot be written."""
+    root = os.environ.get("MLIP_CACHE")
+    if not root:
+        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mlip")
+    folder = Path(root).expanduser() / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return _temporary_folder()
+
+
+@cache
+def _temporary_folder() -> Path:
+    holder = tempfile.TemporaryDirectory(prefix="mlip-kernels-")
+    _temporary_folders.append(holder)  # removed when the process ends
+    return Path(holder.name)
+
+
+_temporary_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@cache
+def _writer_version() -> str:
+    """What changes the machine code of the same text: Numba, and the writer of vector code."""
+    import numba
+
+    return numba.__version__ + Path(__file__).with_name("simd.py").read_text(encoding="utf-8")
+
+
+def load(name: str, text: str) -> ModuleType:
+    """Import a module of this text through the cache.
+
+    Args:
+        name: readable beginning of the file name.
+        text: Python source.
+    """
+    digest = hashlib.sha256((_writer_version() + text).encode()).hexdigest()[:16]
+    key = f"mlip_{name}_{digest}"
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _import(key, _written(cache_folder() / f"{key}.py", text))
+        return _loaded[key]
+
+
+def _written(path: Path, text: str) -> Path:
+    """Write a file under a temporary name, then rename: two processes may do so at once.
+
+    Its time is set to a constant because Numba takes machine code for outdated when the time of
+    the source changes.
+    """
+    if not path.exists():
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.utime(temporary, (0, 0))
+        os.replace(temporary, path)
+    return path
+
+
+def _import(key: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(key, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot import {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module  # Numba looks the module up when it reads machine code
+    spec.loader.exec_module(module)
+    return module
+
+
+def loops() -> ModuleType:
+    """The loops that know no tensor product."""
+    source = Path(__file__).with_name("loops.py")
+    return load("loops", source.read_text(encoding="utf-8"))

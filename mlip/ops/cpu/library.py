@@ -1,0 +1,206 @@
+"""The convolution as two PyTorch operators, ``mlip::convolution`` and its backward pass.
+
+f(x, Y, w) is linear in each argument, with w given or w = b·K. Derivatives of any order are again
+convolutions: for cotangents (x', Y', b', K') of the gradients that belong to g,
+
+    φ = ⟨g, f(x', Y, b, K) + f(x, Y', b, K) + f(x, Y, b', K) + f(x, Y, b, K')⟩
+
+holds everything that the second derivatives need. Compilers and tracers see one operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip.ops.convolution import ConvolutionSignature
+from mlip.ops.cpu import runner
+
+Optional = Tensor | None
+
+
+def encode(signature: ConvolutionSignature) -> str:
+    """Write a signature as text, because operators take tensors and simple values only."""
+    return "|".join(
+        (
+            ",".join(map(str, signature.channels)),
+            str(signature.lmax_edge),
+            ",".join(map(str, signature.out_degrees)),
+            str(int(signature.natural_parity)),
+        )
+    )
+
+
+@lru_cache(maxsize=256)
+def layout(text: str) -> runner.Layout:
+    """Read what ``encode`` wrote."""
+    channels, lmax_edge, out_degrees, natural = text.split("|")
+    signature = ConvolutionSignature(
+        tuple(map(int, channels.split(","))),
+        int(lmax_edge),
+        tuple(map(int, out_degrees.split(","))),
+        natural == "1",
+    )
+    return runner.Layout(
+        signature.channels, signature.lmax_edge, signature.paths, signature.out_channels
+    )
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
+
+
+@torch.library.custom_op("mlip::convolution", mutates_args=(), device_types="cpu")
+def packed_convolution(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: torch.Tensor | None,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+) -> Tensor:
+    """Sum tensor products over neighbours; packed features as in ``runner``.
+
+    Args:
+        features: flat.
+        harmonics: [E, K].
+        radial: [E, n_weights], or [E, R] with a kernel.
+        kernel: [R, n_weights] or None.
+        rowptr: [N + 1] first edge of each atom.
+        source: [E].
+        signature: see ``encode``.
+
+    Returns:
+        Packed sums, flat.
+    """
+    shape = layout(signature)
+    out = features.new_empty(shape.out_size(len(rowptr) - 1))
+    runner.forward(
+        shape, _array(features), _array(harmonics), _array(radial),
+        None if kernel is None else _array(kernel), _array(rowptr), _array(source), out.numpy(),
+    )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("mlip::convolution_backward", mutates_args=(), device_types="cpu")
+def packed_convolution_backward(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: torch.Tensor | None,
+    gradient: Tensor,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to features, harmonics, radial and kernel; empty if not wanted."""
+    inputs = (features, harmonics, radial, kernel)
+    edges = wanted[1] or wanted[2] or wanted[3]
+    needs = (wanted[0], edges, edges, wanted[3] and kernel is not None)
+    out = [
+        tensor.new_empty(tensor.shape) if need and tensor is not None else features.new_empty(0)
+        for tensor, need in zip(inputs, needs, strict=True)
+    ]
+    runner.backward(
+        layout(signature), _array(features), _array(harmonics), _array(radial),
+        None if kernel is None else _array(kernel), _array(gradient), _array(rowptr),
+        _array(source),
+        runner.Gradients(*(o.numpy() if n else None for o, n in zip(out, needs, strict=True))),
+    )  # fmt: skip
+    for i in (1, 2):
+        if not wanted[i]:
+            out[i] = features.new_empty(0)
+    return out[0], out[1], out[2], out[3]
+
+
+@packed_convolution.register_fake
+def _(
+    features: Tensor,
+    harmonics: Tensor,  # noqa: ARG001
+    radial: Tensor,  # noqa: ARG001
+    kernel: Optional,  # noqa: ARG001
+    rowptr: Tensor,
+    source: Tensor,  # noqa: ARG001
+    signature: str,
+) -> Tensor:
+    return features.new_empty(layout(signature).out_size(rowptr.shape[0] - 1))
+
+
+@packed_convolution_backward.register_fake
+def _(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Optional,
+    gradient: Tensor,  # noqa: ARG001
+    rowptr: Tensor,  # noqa: ARG001
+    source: Tensor,  # noqa: ARG001
+    signature: str,  # noqa: ARG001
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    return tuple(
+        features.new_empty(tensor.shape if need and tensor is not None else 0)
+        for tensor, need in zip((features, harmonics, radial, kernel), wanted, strict=True)
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    *tensors, ctx.signature = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, gradient: Optional) -> tuple[Optional, ...]:
+    needs = list(ctx.needs_input_grad[:4])
+    if gradient is None or not any(needs):
+        return (None,) * 7
+    features, harmonics, radial, kernel, rowptr, source = ctx.saved_tensors
+    found = packed_convolution_backward(
+        features, harmonics, radial, kernel, gradient, rowptr, source, ctx.signature, needs
+    )
+    return (*_only(found, needs), None, None, None)
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    *tensors, ctx.signature, ctx.wanted = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _double_backward(ctx: Any, *cotangents: Optional) -> tuple[Optional, ...]:
+    *inputs, gradient, rowptr, source = ctx.saved_tensors
+    total: list[Optional] = [None] * 5
+
+    def add(i: int, value: Tensor) -> None:
+        known = total[i]
+        total[i] = value if known is None else known + value
+
+    for i, cotangent in enumerate(cotangents):
+        if cotangent is None or not ctx.wanted[i] or inputs[i] is None:
+            continue
+        arguments = [*inputs[:i], cotangent, *inputs[i + 1 :]]
+        if ctx.needs_input_grad[4]:
+            add(4, packed_convolution(*arguments, rowptr, source, ctx.signature))
+        needs = [ctx.needs_input_grad[j] and j != i for j in range(4)]
+        if any(needs):
+            found = packed_convolution_backward(
+                *arguments, gradient, rowptr, source, ctx.signature, needs
+            )
+            for j, value in enumerate(_only(found, needs)):
+                if value is not None:
+                    add(j, value)
+    return (*total, None, None, None, None)
+
+
+def _only(found: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Optional, ...]:
+    return tuple(value if need else None for value, need in zip(found, needs, strict=True))
+
+
+packed_convolution.register_autograd(_backward, setup_context=_setup)
+packed_convolution_backward.register_autograd(_double_backward, setup_context=_setup_backward)

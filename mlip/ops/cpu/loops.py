@@ -1,0 +1,87 @@
+"""Loops over the edges of atoms that know no tensor product. Loaded through ``cache.py``."""
+
+import numpy as np
+from numba import njit
+
+OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "cache": True}
+
+
+@njit(**OPTIONS)
+def local_rows(rowptr, source, n0, n1, row_of, rows):  # type: ignore[no-untyped-def]
+    """Number the sources of atoms n0 … n1 − 1 in order of appearance.
+
+    Args:
+        rowptr, source: edges by target.
+        n0, n1: atoms.
+        row_of: [N] row of each atom; −1 if it is no source.
+        rows: [E] row of the source of each edge, written for the edges of these atoms.
+
+    Returns:
+        Number of rows.
+    """
+    row_of[:] = -1
+    count = 0
+    for e in range(rowptr[n0], rowptr[n1]):
+        atom = source[e]
+        if row_of[atom] < 0:
+            row_of[atom] = count
+            count += 1
+        rows[e] = row_of[atom]
+    return count
+
+
+@njit(**OPTIONS)
+def sum_chunks(parts, first, row_of, width, out, start, n0, n1):  # type: ignore[no-untyped-def]
+    """Add the rows that the chunks hold of atoms n0 … n1 − 1, in the order of the chunks.
+
+    Args:
+        parts: rows of all chunks.
+        first: [chunks] where the rows of a chunk begin.
+        row_of: [chunks, N] row of each atom, −1 if there is none.
+        width: numbers in a row.
+        out: written from ``start`` on.
+        start: where the row of atom 0 begins.
+        n0, n1: atoms.
+    """
+    for atom in range(n0, n1):
+        to = start + atom * width
+        out[to : to + width] = 0
+        for chunk in range(row_of.shape[0]):
+            row = row_of[chunk, atom]
+            if row >= 0:
+                of = first[chunk] + row * width
+                for i in range(width):
+                    out[to + i] += parts[of + i]
+
+
+@njit(**OPTIONS)
+def segment_sum(values, rowptr, out, n0, n1):  # type: ignore[no-untyped-def]
+    """Sum consecutive rows: out[n] = Σ values[rowptr[n] … rowptr[n + 1] − 1]."""
+    width = values.shape[1]
+    for n in range(n0, n1):
+        out[n, :] = 0
+        for e in range(rowptr[n], rowptr[n + 1]):
+            for i in range(width):
+                out[n, i] += values[e, i]
+
+
+@njit(**OPTIONS)
+def segment_softmax(logits, weights, rowptr, epsilon, out, n0, n1):  # type: ignore[no-untyped-def]
+    """a = w·exp(z − max z) / (Σ w·exp(z − max z) + ε) over consecutive rows, column by column."""
+    width = logits.shape[1]
+    largest = np.empty(width, logits.dtype)
+    total = np.empty(width, logits.dtype)
+    for n in range(n0, n1):
+        first, last = rowptr[n], rowptr[n + 1]
+        largest[:] = -np.inf
+        total[:] = 0
+        for e in range(first, last):
+            for i in range(width):
+                largest[i] = max(largest[i], logits[e, i])
+        for e in range(first, last):
+            for i in range(width):
+                out[e, i] = weights[e] * np.exp(logits[e, i] - largest[i])
+                total[i] += out[e, i]
+        for e in range(first, last):
+            for i in range(width):
+                out[e, i] /= total[i] + epsilon

@@ -1,0 +1,294 @@
+"""Run the generated convolution on packed arrays.
+
+Packed features: one flat array, degree after degree, each [N, 2l + 1, C_l]. Channels are multiples
+of ``BLOCK`` (16 for float32, 8 for float64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import pairwise
+from types import ModuleType
+
+import numpy as np
+
+from mlip.ops.convolution import Path
+from mlip.ops.cpu import cache, threads
+
+BLOCK = {"float32": 16, "float64": 8}
+CHUNK_EDGES = 4096  # neighbours of one task of the backward pass, at least
+MOST_CHUNKS = 16
+MOST_COPIES = 4  # gradients of features that tasks hold, in units of the features themselves
+SERIAL = 50_000  # edges times channels below which threads do not pay
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in packed arrays. channels: of each degree, multiples of the block."""
+
+    channels: tuple[int, ...]
+    lmax_edge: int
+    paths: tuple[Path, ...]
+    out_channels: tuple[int, ...]
+
+    @cached_property
+    def degrees(self) -> tuple[int, ...]:
+        """Degrees that take part in a path, in order."""
+        return tuple(sorted({path[0] for path in self.paths}))
+
+    @cached_property
+    def n_weights(self) -> int:
+        """Weights of one edge."""
+        return sum(self.channels[l1] for l1, _, _ in self.paths)
+
+    @cached_property
+    def group_channels(self) -> Array:
+        """Channels of each group of paths with one l1."""
+        return np.array([self.channels[l1] for l1 in self.degrees], dtype=np.int64)
+
+    @cached_property
+    def w_first(self) -> Array:
+        """First weight of each group."""
+        sizes = [sum(self.channels[a] for a, _, _ in self.paths if a == l1) for l1 in self.degrees]
+        return np.cumsum([0, *sizes[:-1]]).astype(np.int64)
+
+    def feature_first(self, n_nodes: int) -> Array:
+        """First number of each group's features of ``n_nodes`` atoms."""
+        first = np.cumsum([0, *((2 * i + 1) * c for i, c in enumerate(self.channels))]) * n_nodes
+        return first[list(self.degrees)].astype(np.int64)
+
+    def rows(self, n_nodes: int) -> tuple[Array, Array]:
+        """Of each output row (path, m3): index for atom 0 and channel 0; step between atoms."""
+        first = np.cumsum([0, *((2 * i + 1) * c for i, c in enumerate(self.out_channels))])
+        used = [0] * len(self.out_channels)
+        start, step = [], []
+        for l1, _, l3 in self.paths:
+            for m3 in range(2 * l3 + 1):
+                start.append(first[l3] * n_nodes + m3 * self.out_channels[l3] + used[l3])
+                step.append((2 * l3 + 1) * self.out_channels[l3])
+            used[l3] += self.channels[l1]
+        return np.array(start, dtype=np.int64), np.array(step, dtype=np.int64)
+
+    def feature_size(self, n_nodes: int) -> int:
+        """Numbers in packed features."""
+        return n_nodes * sum((2 * i + 1) * c for i, c in enumerate(self.channels))
+
+    def out_size(self, n_nodes: int) -> int:
+        """Numbers in a packed result."""
+        return n_nodes * sum((2 * i + 1) * c for i, c in enumerate(self.out_channels))
+
+
+@lru_cache(maxsize=256)
+def module(paths: tuple[Path, ...], lmax_edge: int, dtype: str) -> ModuleType:
+    """Generate, or read from the cache, the code of a set of paths."""
+    from mlip.ops.cpu.drivers import DRIVERS
+    from mlip.ops.cpu.generate import source_text
+
+    top = max(max(path) for path in paths)
+    text = source_text(paths, lmax_edge, dtype, DRIVERS)
+    return cache.load(f"convolution_l{top}_{len(paths)}paths_{dtype}", text)
+
+
+def forward(
+    layout: Layout,
+    features: Array,
+    harmonics: Array,
+    radial: Array,
+    kernel: Array | None,
+    rowptr: Array,
+    source: Array,
+    out: Array,
+) -> None:
+    """Write the sums over neighbours to ``out``.
+
+    Args:
+        layout: shapes.
+        features, out: packed, flat.
+        harmonics: [E, K].
+        radial: [E, n_weights]; radial functions [E, R] if there is a kernel.
+        kernel: [R, n_weights] or None.
+        rowptr, source: edges by target, int64.
+    """
+    n_nodes = len(rowptr) - 1
+    if not layout.paths or not len(source):
+        out[:] = 0
+        return
+    code = module(layout.paths, layout.lmax_edge, features.dtype.name)
+    weights, basis, matrix, n_radial = _radial(radial, kernel)
+    call = partial(
+        code.forward_pass, features, harmonics.ravel(), weights, basis, matrix, rowptr, source, out,
+        layout.group_channels, layout.feature_first(n_nodes), layout.w_first, layout.n_weights,
+        n_radial, *layout.rows(n_nodes),
+    )  # fmt: skip
+    parts = 1 if _is_serial(layout, source) else 4 * threads.available_threads()
+    threads.run(_over_nodes(call, _node_bounds(rowptr, parts)))
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Where a backward pass writes; None: not wanted. radial and harmonics come together."""
+
+    features: Array | None
+    harmonics: Array | None
+    radial: Array | None
+    kernel: Array | None
+
+
+def backward(
+    layout: Layout,
+    features: Array,
+    harmonics: Array,
+    radial: Array,
+    kernel: Array | None,
+    gradient: Array,
+    rowptr: Array,
+    source: Array,
+    out: Gradients,
+) -> None:
+    """Write the gradients of Σ gradient·result; arguments as in ``forward``."""
+    wanted = [a for a in (out.features, out.harmonics, out.radial, out.kernel) if a is not None]
+    if not layout.paths or not len(source):
+        for array in wanted:
+            array[:] = 0
+        return
+    n_nodes = len(rowptr) - 1
+    code = module(layout.paths, layout.lmax_edge, features.dtype.name)
+    weights, basis, matrix, n_radial = _radial(radial, kernel)
+    bounds = _chunk_bounds(rowptr, source)
+    empty = np.empty(0, features.dtype)
+    chunks = (
+        _Chunks(layout, rowptr, source, bounds, out.features) if out.features is not None else None
+    )
+    kernels = [empty] * (len(bounds) - 1)
+    if out.kernel is not None:
+        kernels = [np.zeros(out.kernel.size, features.dtype) for _ in kernels]
+    slopes = empty if out.radial is None else out.radial.ravel()
+    start, step = layout.rows(n_nodes)
+    first = layout.feature_first(n_nodes)
+
+    def task(i: int) -> None:
+        local = chunks.begin(i) if chunks else (source, empty, first)
+        rows, part, part_first = local
+        code.backward_pass(
+            features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr, source, rows,
+            part, empty if out.harmonics is None else out.harmonics.ravel(),
+            slopes if n_radial == 0 else empty, slopes if n_radial else empty, kernels[i],
+            layout.group_channels, first, part_first, layout.w_first, layout.n_weights, n_radial,
+            start, step, bounds[i], bounds[i + 1],
+            chunks is not None, out.harmonics is not None, out.kernel is not None,
+        )  # fmt: skip
+
+    _run(layout, source, [partial(task, i) for i in range(len(bounds) - 1)])
+    if chunks:
+        chunks.sum()
+    if out.kernel is not None:
+        np.sum(kernels, axis=0, out=out.kernel.reshape(-1))
+
+
+class _Chunks:
+    """Gradients of features, one part for each range of targets, added up in a fixed order."""
+
+    def __init__(
+        self, layout: Layout, rowptr: Array, source: Array, bounds: list[int], out: Array
+    ) -> None:
+        self.layout, self.rowptr, self.source, self.bounds, self.out = (
+            layout, rowptr, source, bounds, out,
+        )  # fmt: skip
+        n_chunks, n_nodes = len(bounds) - 1, len(rowptr) - 1
+        self.parts: list[Array] = [out] * n_chunks
+        self.n_rows = [n_nodes] * n_chunks
+        self.alone = n_chunks == 1
+        if self.alone:
+            self.row_of, self.rows = np.empty((1, 0), np.int32), source
+            out[:] = 0
+        else:
+            self.row_of = np.empty((n_chunks, n_nodes), np.int32)
+            self.rows = np.empty_like(source)
+
+    def begin(self, i: int) -> tuple[Array, Array, Array]:
+        """Make the part of a chunk: rows of edges, numbers, first number of each group."""
+        if not self.alone:
+            low, high = self.bounds[i], self.bounds[i + 1]
+            self.n_rows[i] = cache.loops().local_rows(
+                self.rowptr, self.source, low, high, self.row_of[i], self.rows
+            )
+            self.parts[i] = np.zeros(self.layout.feature_size(self.n_rows[i]), self.out.dtype)
+        return self.rows, self.parts[i], self.layout.feature_first(self.n_rows[i])
+
+    def sum(self) -> None:
+        """Add the parts in the order of the chunks."""
+        if self.alone:
+            return
+        joined = np.concatenate(self.parts)
+        begins = np.cumsum([0, *(len(part) for part in self.parts[:-1])])
+        n_nodes, before, start = self.row_of.shape[1], 0, 0
+        tasks: list[Callable[[], object]] = []
+        for degree, channels in enumerate(self.layout.channels):
+            width = (2 * degree + 1) * channels
+            if width:
+                first = begins + np.array(self.n_rows, dtype=np.int64) * before
+                call = partial(
+                    cache.loops().sum_chunks, joined, first, self.row_of, width, self.out, start
+                )
+                tasks += _over_nodes(call, [0, n_nodes // 2, n_nodes])
+            before, start = before + width, start + width * n_nodes
+        _run(self.layout, self.source, tasks)
+
+
+def _radial(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:
+    """Weights, radial functions, kernel and number of radial functions (0 without kernel)."""
+    empty = np.empty(0, radial.dtype)
+    if kernel is None:
+        return radial.ravel(), empty, empty, 0
+    return empty, radial.ravel(), kernel.ravel(), kernel.shape[0]
+
+
+def _is_serial(layout: Layout, source: Array) -> bool:
+    return len(source) * int(layout.group_channels.sum()) < SERIAL
+
+
+def _run(layout: Layout, source: Array, tasks: list[Callable[[], object]]) -> None:
+    if _is_serial(layout, source):
+        for task in tasks:
+            task()
+    else:
+        threads.run(tasks)
+
+
+def _over_nodes(call: Callable[..., object], bounds: list[int]) -> list[Callable[[], object]]:
+    return [
+        partial(call, low, high) for low, high in pairwise(bounds)
+        if high > low
+    ]  # fmt: skip
+
+
+def _node_bounds(rowptr: Array, n_parts: int) -> list[int]:
+    """Cut the atoms in parts with about the same number of edges."""
+    n_nodes = len(rowptr) - 1
+    goals = rowptr[-1] * np.arange(1, n_parts) / n_parts
+    inner = np.searchsorted(rowptr, goals).clip(0, n_nodes)
+    return [0, *inner.tolist(), n_nodes]
+
+
+def _chunk_bounds(rowptr: Array, source: Array) -> list[int]:
+    """Cut the backward pass, by the graph alone: results must not depend on threads.
+
+    Atoms that are neighbours should be near in order, else every chunk touches every atom: then
+    fewer chunks are made, to bound memory.
+    """
+    n_nodes, n_edges = len(rowptr) - 1, len(source)
+    n_chunks = min(MOST_CHUNKS, max(1, n_edges // CHUNK_EDGES))
+    if n_chunks > MOST_COPIES:
+        bounds = _node_bounds(rowptr, n_chunks)
+        row_of, rows = np.empty(n_nodes, np.int32), np.empty_like(source)
+        touched = sum(
+            cache.loops().local_rows(rowptr, source, low, high, row_of, rows)
+            for low, high in pairwise(bounds)
+        )
+        if touched > MOST_COPIES * n_nodes:
+            n_chunks = MOST_COPIES
+    return _node_bounds(rowptr, n_chunks)

@@ -1,0 +1,74 @@
+"""Threads for kernels that release the interpreter lock: no second OpenMP runtime, safe to fork.
+
+Work is cut into tasks whose results do not depend on the thread that runs them; threads take the
+next task when they are free.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_pool: tuple[int, ThreadPoolExecutor] | None = None
+_lock = threading.Lock()
+
+
+def _forget() -> None:
+    """Drop the pool in a forked child, whose threads do not exist."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def available_threads() -> int:
+    """Threads that kernels use: ``torch.get_num_threads()``, within the affinity of the process."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(torch.get_num_threads(), allowed or 1))
+
+
+def run(tasks: Sequence[Callable[[], object]]) -> None:
+    """Call all tasks, on as many threads as torch has; returns when all are done.
+
+    Raises:
+        Exception: the first error of a task.
+    """
+    n_threads = min(available_threads(), len(tasks))
+    if n_threads <= 1:
+        for task in tasks:
+            task()
+        return
+    remaining = iter(tasks)
+    take = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with take:
+                task = next(remaining, None)
+            if task is None:
+                return
+            task()
+
+    futures = [_executor(n_threads).submit(work) for _ in range(n_threads - 1)]
+    try:
+        work()
+    finally:
+        for future in futures:
+            future.exception()
+    for future in futures:
+        future.result()
+
+
+def _executor(n_threads: int) -> ThreadPoolExecutor:
+    """Pool of at least n − 1 threads; the caller is the other one."""
+    global _pool
+    with _lock:
+        if _pool is None or _pool[0] < n_threads - 1:
+            _pool = (n_threads - 1, ThreadPoolExecutor(n_threads - 1, "mlip-kernel"))
+        return _pool[1]
