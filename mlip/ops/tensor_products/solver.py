@@ -16,7 +16,8 @@ from mlip.errors import InputError
 
 Triple = tuple[Tensor, Tensor, Tensor]
 ALS_SWEEPS = 1000
-NEWTON_STEPS = 80
+NEWTON_STEPS = 200
+PATIENCE = 20  # steps after which the error must have fallen by a hundredth
 CONJUGATE_GRADIENT_STEPS = 300
 EXACT = 1e-13  # relative error below which nothing is gained
 
@@ -98,7 +99,12 @@ def _newton(tensor: Tensor, factors: Triple, error: float, steps: int) -> Decomp
     damping, growth = max(error**2, 1e-15), 2.0
     residual = reconstruct(factors) - tensor
     value = float(residual.square().sum())
-    for _ in range(steps):
+    before = error
+    for number in range(steps):
+        if number % PATIENCE == PATIENCE - 1:
+            if error > 0.99 * before:
+                break
+            before = error
         if error < EXACT or damping > 1e8:
             break
         gradient = _gradient(residual, factors)
