@@ -24,6 +24,7 @@ COMMANDS = {
     "convert-model": "Convert an official EquiformerV3 checkpoint to a potential.",
     "check": "Report what a data set holds and what is wrong with it.",
     "data": "Merge, split, filter and index data sets; a demo of the data layer.",
+    "bench": "Measure operators on this machine.",
     "info": "Show a potential's card, or versions and devices.",
     "demo": "Run the main job on what ships: relax, simulate, compare, train.",
 }

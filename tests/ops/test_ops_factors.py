@@ -35,9 +35,13 @@ def test_exact_ranks_give_the_exact_tensor(lmax):
     assert max(float(f.abs().max()) for f in factors) < 10  # no cancellation of large terms
 
 
-@pytest.mark.parametrize(("lmax", "rank", "limit"), [(1, 6, 0.30), (1, 7, 0.02), (2, 15, 0.41)])
-def test_lower_ranks_are_approximations(lmax, rank, limit):
-    factors = find_factors(lmax, rank)
+@pytest.mark.parametrize(
+    ("lmax", "rank", "starts", "limit"),
+    [(1, 6, 2, 0.30), (1, 7, 4, 0.017), (2, 15, 1, 0.42), (2, 28, 1, 0.018), (3, 63, 1, 0.06)],
+)
+def test_lower_ranks_are_approximations(lmax, rank, starts, limit):
+    """One start of a few; the best of many is in the table of docs/tdn.md."""
+    factors = find_factors(lmax, rank, starts=starts)
     assert 1e-3 < factors.error < limit
     assert factors.error / 3 < equivariance_error(factors) < 3 * factors.error
 

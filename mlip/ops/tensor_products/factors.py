@@ -69,17 +69,17 @@ def published_rank(lmax: int, rule: str = "quadratic") -> int:
 
 
 @lru_cache(maxsize=32)
-def find_factors(lmax: int, rank: int, seed: int = 0, starts: int = 1) -> Factors:
+def find_factors(lmax: int, rank: int, seed: int = 0, starts: int = 6) -> Factors:
     """Return factors of all paths up to degree ``lmax``, from the cache or the solver.
 
-    Seconds up to L = 3, half a minute at L = 4; kept in ``$XDG_CACHE_HOME/mlip/factors``. From
+    Seconds a start up to L = 3, a minute at L = 4; kept in ``$XDG_CACHE_HOME/mlip/factors``. From
     the ranks of ``EXACT_RANK`` on the error is rounding error: nothing is approximated then.
 
     Args:
         lmax: L.
         rank: R.
         seed: of the solver.
-        starts: random starts, the best is kept.
+        starts: random starts at most, the best is kept.
 
     Raises:
         InputError: ``lmax`` is negative, ``rank`` or ``starts`` not positive.

@@ -1,0 +1,1 @@
+"""What ``mlip bench`` measures."""

@@ -1,0 +1,125 @@
+"""Count what a computation does: operations, bytes, memory kept, and the machine's peaks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+_VIEWS = (
+    "view", "reshape", "expand", "permute", "transpose", "t", "slice", "select", "split",
+    "split_with_sizes", "unsqueeze", "squeeze", "unbind", "alias", "detach", "unfold", "as_strided",
+    "_unsafe_view", "chunk", "real", "imag", "view_as_real", "view_as_complex", "_conj",
+)  # fmt: skip
+_MOVES = (
+    "clone", "copy_", "_to_copy", "cat", "stack", "index_select", "zeros", "new_zeros",
+    "zeros_like", "empty", "new_empty", "empty_like", "fill_", "constant_pad_nd",
+    "slice_backward", "full_like", "ones_like", "select_backward", "slice_scatter", "select_scatter", "zero_", "new_empty_strided",
+    "index_fill", "masked_fill",
+)  # fmt: skip
+
+
+class Counts(NamedTuple):
+    """Floating-point operations, and bytes that the single operations read and write."""
+
+    flops: int
+    n_bytes: int
+
+
+class Peaks(NamedTuple):
+    """Measured rates of the machine: largest matrix product, largest copy."""
+
+    flops_per_s: float
+    bytes_per_s: float
+
+
+class _Counter(TorchDispatchMode):
+    """Add up every operation: 2·n³ for matrix products, 5 n log₂ n for Fourier transforms,
+    one for each element otherwise; moves and views compute nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.n_bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._overloadpacket.__name__
+        if name in _VIEWS:
+            return out
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        self.n_bytes += sum(_touched(tensor) for tensor in (*inputs, *results))
+        if func._overloadpacket in flop_registry:
+            self.flops += int(
+                flop_registry[func._overloadpacket](*args, **kwargs or {}, out_val=out)
+            )
+        elif "fft" in name:
+            size = math.prod(results[0].shape[d] for d in args[1])
+            self.flops += int(5 * results[0].numel() * math.log2(max(size, 2)))
+        elif name not in _MOVES:
+            self.flops += max((tensor.numel() for tensor in (*inputs, *results)), default=0)
+        return out
+
+
+def count(function: Callable[[], Any]) -> Counts:
+    """Run a function once and count what it does."""
+    with _Counter() as counter:
+        function()
+    return Counts(counter.flops, counter.n_bytes)
+
+
+def kept_for_backward(function: Callable[[], Any], inputs: Sequence[Tensor]) -> int:
+    """Bytes that a function's graph holds beside its inputs."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = function()  # noqa: F841  kept alive: a freed storage could be counted twice
+    for tensor in inputs:
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
+    """Time a large matrix product and a large copy."""
+    size = 1024 if device.type == "cpu" else 8192
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    product = best_time(lambda: matrix @ matrix, device)
+    source = torch.ones(32 * 2**20 if device.type == "cpu" else 2**29, device=device, dtype=dtype)
+    target = torch.empty_like(source)
+    copy = best_time(lambda: target.copy_(source), device)
+    return Peaks(2 * size**3 / product, 2 * source.nbytes / copy)
+
+
+def best_time(function: Callable[[], Any], device: torch.device, repeats: int = 5) -> float:
+    """Shortest of some runs after one to warm up, s."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = synchronized_time(device)
+        function()
+        times.append(synchronized_time(device) - begin)
+    return min(times[1:])
+
+
+def synchronized_time(device: torch.device) -> float:
+    """Read the clock when the device has finished, s."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _touched(tensor: Tensor) -> int:
+    """Bytes of the distinct elements: an expanded axis is read once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return math.prod(n for n, stride in sizes if stride) * tensor.element_size()
