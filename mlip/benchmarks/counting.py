@@ -21,8 +21,8 @@ _VIEWS = (
 _MOVES = (
     "clone", "copy_", "_to_copy", "cat", "stack", "index_select", "zeros", "new_zeros",
     "zeros_like", "empty", "new_empty", "empty_like", "fill_", "constant_pad_nd",
-    "slice_backward", "full_like", "ones_like", "select_backward", "slice_scatter", "select_scatter", "zero_", "new_empty_strided",
-    "index_fill", "masked_fill",
+    "slice_backward", "select_backward", "slice_scatter", "select_scatter", "zero_",
+    "full_like", "ones_like", "new_empty_strided", "index_fill", "masked_fill",
 )  # fmt: skip
 
 
