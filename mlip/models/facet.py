@@ -40,10 +40,10 @@ from mlip.ops import (
     ConvolutionSignature,
     Features,
     Neighborhood,
-    convolution,
+    default_backend,
     neighborhood,
-    radial_convolution,
     segment_sum,
+    sum_messages,
 )
 from mlip.so3 import spherical_harmonics
 
@@ -141,6 +141,7 @@ class FacetBlock(nn.Module):
         super().__init__()
         mixed = _message_channels(config, target)
         self.target = target
+        self.backend = default_backend()
         self.residual = config.block_residual
         self.residual_normalization = config.residual_normalization
         self.message_scale = config.average_neighbors**-config.neighbor_power
@@ -174,14 +175,12 @@ class FacetBlock(nn.Module):
     def message(self, x: Features, edges: Edges) -> Features:
         """Sum messages of neighbours and mix their channels."""
         h = self.before(x) if self.before is not None else x
-        if len(self.radial.kernels) == 1:
-            kernel = self.radial.kernels[0]
-            summed = radial_convolution(
-                self.signature, h, edges.harmonics, edges.basis, kernel, edges.neighbors
-            )
-        else:
-            weights = self.radial(edges.basis)
-            summed = convolution(self.signature, h, edges.harmonics, weights, edges.neighbors)
+        linear = len(self.radial.kernels) == 1
+        radial = edges.basis if linear else self.radial(edges.basis)
+        kernel = self.radial.kernels[0] if linear else None
+        summed = sum_messages(
+            self.signature, h, edges.harmonics, radial, kernel, edges.neighbors, self.backend
+        )
         return self.after(tuple(part * self.message_scale for part in summed))
 
 

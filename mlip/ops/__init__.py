@@ -1,7 +1,12 @@
-"""The hot-path operators: one public function each, defined in plain PyTorch."""
+"""The hot-path operators: one public function each, defined in plain PyTorch.
 
+``sum_messages`` runs the convolution by CPU kernels where it can (``mlip.ops.cpu``).
+"""
+
+from mlip.ops.backend import Backend, default_backend
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.edge_gradient import forces_and_virial
+from mlip.ops.messages import sum_messages
 from mlip.ops.nearest import nearest_edges
 from mlip.ops.neighborhood import Neighborhood, neighborhood
 from mlip.ops.recompute import by_groups
@@ -10,16 +15,19 @@ from mlip.ops.softmax import envelope_softmax
 from mlip.ops.tables import table_like
 
 __all__ = [
+    "Backend",
     "ConvolutionSignature",
     "Features",
     "Neighborhood",
     "by_groups",
     "convolution",
+    "default_backend",
     "envelope_softmax",
     "forces_and_virial",
     "nearest_edges",
     "neighborhood",
     "radial_convolution",
     "segment_sum",
+    "sum_messages",
     "table_like",
 ]

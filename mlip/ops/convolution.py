@@ -145,7 +145,7 @@ def radial_convolution(
     padded = torch.cat([filters, filters.new_zeros((1, *filters.shape[1:]))])
     slots = [  # [n, D, R, m2]
         padded.index_select(0, bucket.edges.flatten()).view(*bucket.edges.shape, *padded.shape[1:])
-        for bucket in neighbors.buckets
+        for bucket in neighbors.padded.buckets
     ]
     out: list[list[Tensor]] = [[] for _ in signature.out_channels]
     blocks = kernel.split([signature.channels[l1] for l1, _, _ in signature.paths], dim=1)
@@ -157,7 +157,7 @@ def radial_convolution(
         products = tuple(signature.paths[i] for i in members)
         per_bucket = [
             _moments(features[l1], filters_, bucket.sources, l2_used, products)
-            for filters_, bucket in zip(slots, neighbors.buckets, strict=True)
+            for filters_, bucket in zip(slots, neighbors.padded.buckets, strict=True)
         ]
         width = sum(2 * l3 + 1 for _, _, l3 in products)
         if not per_bucket:

@@ -21,30 +21,51 @@ class Bucket(NamedTuple):
     sources: Tensor
 
 
-class Neighborhood(NamedTuple):
-    """Edges sorted by target, with the same edges as padded rows of neighbours.
+class Padded(NamedTuple):
+    """Edges as padded rows of neighbours.
 
-    source, target: [E]; n_nodes: N; buckets: all atoms that have neighbours, by falling count;
-    restore: [N] row of each atom in the concatenation of all buckets and one row of zeros.
+    buckets: all atoms that have neighbours, by falling count; restore: [N] row of each atom in the
+    concatenation of all buckets and one row of zeros.
     """
 
-    source: Tensor
-    target: Tensor
-    n_nodes: int
     buckets: tuple[Bucket, ...]
     restore: Tensor
 
 
+class Neighborhood:
+    """Edges sorted by target.
+
+    source, target: [E]; n_nodes: N; rowptr: [N + 1] first edge of each atom, and E.
+    """
+
+    def __init__(self, source: Tensor, target: Tensor, n_nodes: int, rowptr: Tensor) -> None:
+        self.source, self.target, self.n_nodes, self.rowptr = source, target, n_nodes, rowptr
+        self._padded: Padded | None = None
+
+    @property
+    def padded(self) -> Padded:
+        """The same edges as padded rows, made when first asked for."""
+        if self._padded is None:
+            self._padded = _padded(self.source, self.rowptr)
+        return self._padded
+
+
 def neighborhood(edge_index: Tensor, n_nodes: int) -> Neighborhood:
-    """Arrange edges (sorted by target) in buckets of atoms with similar neighbour counts.
+    """Index edges that are sorted by target.
 
     Args:
         edge_index: [2, E]; row 0 source, row 1 target, targets ascending.
         n_nodes: N.
     """
     source, target = edge_index[0], edge_index[1]
-    counts = torch.bincount(target, minlength=n_nodes)  # [N]
-    first = torch.cumsum(counts, 0) - counts
+    rowptr = torch.searchsorted(target.contiguous(), torch.arange(n_nodes + 1, device=target.device))
+    return Neighborhood(source, target, n_nodes, rowptr)
+
+
+def _padded(source: Tensor, rowptr: Tensor) -> Padded:
+    """Arrange edges in buckets of atoms with similar neighbour counts."""
+    first, counts = rowptr[:-1], rowptr.diff()
+    n_nodes = len(counts)
     sorted_counts, order = torch.sort(counts, descending=True, stable=True)
     n_edges = source.shape[0]
     padded_source = torch.cat([source, source.new_zeros(1)])
@@ -58,7 +79,7 @@ def neighborhood(edge_index: Tensor, n_nodes: int) -> Neighborhood:
     n_connected = int((sorted_counts > 0).sum())
     restore = torch.empty_like(order)
     restore[order] = torch.arange(n_nodes, device=order.device).clamp(max=n_connected)
-    return Neighborhood(source, target, n_nodes, tuple(buckets), restore)
+    return Padded(tuple(buckets), restore)
 
 
 def _bucket_bounds(falling_counts: list[int]) -> list[tuple[int, int]]:
@@ -84,4 +105,4 @@ def gather_nodes(neighbors: Neighborhood, per_bucket: list[Tensor], like: Tensor
     """
     shape = per_bucket[0].shape[1:] if per_bucket else (0,)
     zero = like.new_zeros((1, *shape))
-    return torch.cat([*per_bucket, zero])[neighbors.restore]
+    return torch.cat([*per_bucket, zero])[neighbors.padded.restore]

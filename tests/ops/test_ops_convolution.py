@@ -127,15 +127,15 @@ def test_neighborhood_holds_every_edge_once(counts):
     target = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     source = torch.arange(n_edges) % len(counts)
     neighbors = neighborhood(torch.stack([source, target]), len(counts))
-    slots = [bucket.edges.flatten() for bucket in neighbors.buckets]
+    slots = [bucket.edges.flatten() for bucket in neighbors.padded.buckets]
     listed = torch.cat(slots) if slots else torch.zeros(0, dtype=torch.int64)
     assert sorted(listed[listed < n_edges].tolist()) == list(range(n_edges))
     rows = torch.cat(
-        [torch.where(b.edges < n_edges, 1, 0).sum(1) for b in neighbors.buckets]
+        [torch.where(b.edges < n_edges, 1, 0).sum(1) for b in neighbors.padded.buckets]
         + [torch.zeros(1, dtype=torch.int64)]
     )
-    assert rows[neighbors.restore].tolist() == counts
-    padding = sum(b.edges.numel() for b in neighbors.buckets)
+    assert rows[neighbors.padded.restore].tolist() == counts
+    padding = sum(b.edges.numel() for b in neighbors.padded.buckets)
     assert padding <= n_edges / 0.7 + len(counts)
 
 

@@ -1,0 +1,171 @@
+"""Which implementation of an operator runs, and why.
+
+``torch`` is the definition and its rearrangements in plain PyTorch; ``numba`` the CPU kernels;
+``auto`` the fastest that can run, after it has agreed with the definition on a part of the user's own
+structure. What was decided for each set of shapes is kept, and told once through the logger "mlip".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from mlip.errors import InputError
+from mlip.ops.convolution import ConvolutionSignature, Features
+
+Backend = Literal["auto", "torch", "numba"]
+
+HIGHEST_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
+CHECK_EDGES = 512
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of results and gradients
+
+logger = logging.getLogger("mlip")
+_lock = threading.RLock()
+_refused: dict[object, str | None] = {}
+
+
+def default_backend() -> Backend:
+    """The back end of ``$MLIP_BACKEND``, else auto.
+
+    Raises:
+        InputError: the variable holds another word.
+    """
+    name = os.environ.get("MLIP_BACKEND") or "auto"
+    if name not in get_args(Backend):
+        raise InputError(
+            f"MLIP_BACKEND is {name!r}; expected one of {', '.join(get_args(Backend))}"
+        )
+    return cast(Backend, name)
+
+
+def numba_missing() -> str | None:
+    """Why no CPU kernel can run here, or None."""
+    try:
+        import llvmlite.binding
+        import numba  # noqa: F401
+    except ImportError as error:
+        return f"Numba cannot be imported ({error})"
+    return None if llvmlite.binding.get_host_cpu_name() else "the processor is unknown to LLVM"
+
+
+def refusal(signature: ConvolutionSignature, tensors: list[Tensor]) -> str | None:
+    """Why these inputs cannot go through the CPU kernel of the convolution, or None."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return "tensors are not on the CPU"
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
+        return f"tensors are {', '.join(sorted(map(str, dtypes)))}; expected float32 or float64"
+    degree = max((max(path) for path in signature.paths), default=0)
+    if degree > HIGHEST_DEGREE:
+        return f"degree {degree} is above {HIGHEST_DEGREE}"
+    return numba_missing()
+
+
+def use_kernel(
+    backend: Backend,
+    signature: ConvolutionSignature,
+    tensors: list[Tensor],
+    check: Callable[[], tuple[float, float]],
+) -> bool:
+    """Decide whether the CPU kernel runs.
+
+    Args:
+        backend: what was asked for.
+        signature: shapes of the convolution.
+        tensors: all inputs that carry gradients.
+        check: computes the worst relative error against float64 of the kernel and of plain
+            PyTorch on a part of the inputs; called at most once for each set of shapes.
+
+    Raises:
+        InputError: the kernel was asked for by name and cannot run.
+    """
+    if backend == "torch":
+        return False
+    reason = refusal(signature, tensors)
+    if reason is None and backend == "auto" and not _tracing():
+        key = (signature, tensors[0].dtype, len(tensors))
+        with _lock:
+            if key not in _refused:
+                _refused[key] = _checked(signature, tensors[0].dtype, check)
+            reason = _refused[key]
+    elif reason is not None and backend == "numba":
+        raise InputError(
+            f"backend='numba' cannot run this convolution: {reason}; choose 'auto' or 'torch'"
+        )
+    return reason is None
+
+
+def _tracing() -> bool:
+    """Whether a compiler looks on, who must not see the comparison."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _checked(
+    signature: ConvolutionSignature, dtype: torch.dtype, check: Callable[[], tuple[float, float]]
+) -> str | None:
+    """Compare once; log what was found in one line."""
+    name = (
+        f"convolution of channels {signature.channels}, {len(signature.paths)} paths, "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
+    start = time.perf_counter()
+    try:
+        error, plain = check()
+        reason = None
+        if not error <= TOLERANCE[dtype]:
+            reason = f"its relative error is {error:.1e} (plain PyTorch: {plain:.1e})"
+    except Exception as failure:  # whatever a compiler may raise on an unknown machine
+        reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+    if reason is None:
+        seconds = time.perf_counter() - start
+        logger.info(
+            "%s: CPU kernel, relative error %.1e (plain PyTorch %.1e), ready after %.1f s",
+            name, error, plain, seconds,
+        )  # fmt: skip
+    else:
+        logger.warning("%s: plain PyTorch instead of the CPU kernel, because %s", name, reason)
+    return reason
+
+
+def compare(
+    plain: Callable[..., Features], fast: Callable[..., Features], inputs: list[Tensor]
+) -> tuple[float, float]:
+    """Worst relative errors of two implementations, result and gradients, against float64.
+
+    Args:
+        plain: the definition; also called in float64.
+        fast: the kernel.
+        inputs: [N, ...] and [E, ...] tensors, all differentiated.
+
+    Returns:
+        Error of ``fast`` and of ``plain``.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        given = [tensor.detach().clone() for tensor in inputs]
+        truth = _with_gradients(plain, [tensor.double() for tensor in given])
+        errors = []
+        for function in (fast, plain):
+            found = _with_gradients(function, given)
+            pairs = zip(found, truth, strict=True)
+            errors.append(max((_relative(a.double(), b) for a, b in pairs), default=0.0))
+    return errors[0], errors[1]
+
+
+def _with_gradients(function: Callable[..., Features], inputs: list[Tensor]) -> list[Tensor]:
+    """Result and gradients of Σ result², scaled by its size."""
+    leaves = [tensor.detach().requires_grad_(True) for tensor in inputs]
+    out = torch.cat([part.flatten() for part in function(*leaves)])
+    gradients = torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True)
+    return [out.detach(), *gradients]
+
+
+def _relative(x: Tensor, truth: Tensor) -> float:
+    size = float(torch.linalg.vector_norm(truth))
+    return float(torch.linalg.vector_norm(x - truth)) / size if size else float(x.abs().sum())

@@ -1,0 +1,76 @@
+"""The convolution through the fastest back end that can run it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mlip.ops.backend import CHECK_EDGES, Backend, compare, use_kernel
+from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
+from mlip.ops.neighborhood import Neighborhood
+
+
+def sum_messages(
+    signature: ConvolutionSignature,
+    features: Features,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Tensor | None,
+    neighbors: Neighborhood,
+    backend: Backend = "auto",
+) -> Features:
+    """Sum tensor products over neighbours; the mathematics is that of ``convolution``.
+
+    Args:
+        signature: shapes and paths.
+        features: [N, 2l+1, C_l] for each degree.
+        harmonics: [E, (lmax_edge+1)²].
+        radial: weights [E, n_weights], or radial functions [E, R] if there is a kernel.
+        kernel: [R, n_weights], weights of the radial functions; or None.
+        neighbors: edges sorted by target.
+        backend: ``auto`` takes the CPU kernel where it can run and has agreed with the definition;
+            ``numba`` takes it unchecked; ``torch`` is plain PyTorch.
+
+    Returns:
+        [N, 2l+1, out_channels[l]] for each degree.
+
+    Raises:
+        InputError: ``numba`` was asked for and cannot run.
+    """
+    tensors = [*features, harmonics, radial, *([] if kernel is None else [kernel])]
+
+    def check() -> tuple[float, float]:
+        return _compared(signature, tensors, len(features), neighbors)
+
+    if radial.shape[0] and use_kernel(backend, signature, tensors, check):
+        from mlip.ops.cpu.convolution import cpu_convolution
+
+        return cpu_convolution(
+            signature, features, harmonics, radial, kernel, neighbors.rowptr, neighbors.source
+        )
+    if kernel is None:
+        return convolution(signature, features, harmonics, radial, neighbors)
+    return radial_convolution(signature, features, harmonics, radial, kernel, neighbors)
+
+
+def _compared(
+    signature: ConvolutionSignature, tensors: list[Tensor], n: int, neighbors: Neighborhood
+) -> tuple[float, float]:
+    """Errors of the kernel and of the definition on the first edges."""
+    from mlip.ops.cpu.convolution import cpu_convolution
+
+    count = min(CHECK_EDGES, tensors[n].shape[0])
+    source, target = neighbors.source[:count], neighbors.target[:count]
+    part = Neighborhood(source, target, neighbors.n_nodes, neighbors.rowptr.clamp(max=count))
+
+    def plain(*inputs: Tensor) -> Features:
+        weights = inputs[n + 1] @ inputs[n + 2] if len(inputs) == n + 3 else inputs[n + 1]
+        return convolution(signature, inputs[:n], inputs[n], weights, part)
+
+    def fast(*inputs: Tensor) -> Features:
+        last = inputs[n + 2] if len(inputs) == n + 3 else None
+        return cpu_convolution(
+            signature, inputs[:n], inputs[n], inputs[n + 1], last, part.rowptr, source
+        )
+
+    edges = [tensor[:count] for tensor in tensors[n : n + 2]]
+    return compare(plain, fast, [*tensors[:n], *edges, *tensors[n + 2 :]])
