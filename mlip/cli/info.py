@@ -18,10 +18,16 @@ def info(
     potential: Annotated[
         str | None, typer.Argument(help="File of a potential, or name of a shipped one.")
     ] = None,
+    backends: Annotated[
+        bool, typer.Option("--backends", help="Say which kernels this machine can run, and why.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a potential's card, or versions and devices."""
-    facts = _environment() if potential is None else _card(potential)
+    if potential is not None:
+        facts = _card(potential)
+    else:
+        facts = _backends() if backends else _environment()
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
@@ -51,6 +57,35 @@ def _card(potential: str) -> dict[str, Any]:
         else "derivatives of the energy",
         **header,
     }
+
+
+def _backends() -> dict[str, Any]:
+    import torch
+
+    from mlip.ops.backend import HIGHEST_DEGREE, default_backend, numba_missing
+    from mlip.ops.cpu import cache, threads
+
+    missing = numba_missing()
+    facts: dict[str, Any] = {
+        "chosen": f"{default_backend()} (auto, torch or numba by the variable MLIP_BACKEND)",
+        "torch": "always there; every operator, every device",
+        "numba": f"cannot run: {missing}"
+        if missing
+        else f"convolution, segment sums; CPU, float32 and float64, degrees to {HIGHEST_DEGREE}",
+    }
+    if missing is None:
+        from llvmlite import binding
+
+        from mlip.ops.cpu.simd import register_bytes
+
+        facts["processor"] = (
+            f"{binding.get_host_cpu_name()}, vectors of {8 * register_bytes()} bits, "
+            f"{threads.available_threads()} threads"
+        )
+        facts["compiled code"] = str(cache.cache_folder())
+    gpu = "a GPU is there, but" if torch.cuda.is_available() else "no GPU here;"
+    facts["cuda"] = f"{gpu} no CUDA kernel is part of this version: plain PyTorch runs there"
+    return facts
 
 
 def _environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ them. Features are a tuple of [N, 2l+1, C_l].
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -37,6 +37,7 @@ from mlip.nn.radial import (
     xplor_envelope,
 )
 from mlip.ops import (
+    Backend,
     ConvolutionSignature,
     Features,
     Neighborhood,
@@ -141,7 +142,7 @@ class FacetBlock(nn.Module):
         super().__init__()
         mixed = _message_channels(config, target)
         self.target = target
-        self.backend = default_backend()
+        self.backend: Backend = default_backend()
         self.residual = config.block_residual
         self.residual_normalization = config.residual_normalization
         self.message_scale = config.average_neighbors**-config.neighbor_power
@@ -226,6 +227,16 @@ class Facet(nn.Module):
         if config.rescale == "species_sum":
             self.global_scale = nn.Parameter(torch.ones(1))
             self.global_shift = nn.Parameter(torch.zeros(1))
+
+    @property
+    def backend(self) -> Backend:
+        """What sums the messages: ``auto``, ``torch`` or ``numba``; can be set at any time."""
+        return cast(FacetBlock, self.blocks[0]).backend
+
+    @backend.setter
+    def backend(self, name: Backend) -> None:
+        for block in self.blocks:
+            cast(FacetBlock, block).backend = name
 
     @property
     def cutoff(self) -> float:

@@ -1,8 +1,9 @@
 """Which implementation of an operator runs, and why.
 
 ``torch`` is the definition and its rearrangements in plain PyTorch; ``numba`` the CPU kernels;
-``auto`` the fastest that can run, after it has agreed with the definition on a part of the user's own
-structure. What was decided for each set of shapes is kept, and told once through the logger "mlip".
+``auto`` the fastest that can run, after it has agreed with the definition on a part of the user's
+own structure. What was decided for each set of shapes is kept, and told once through the logger
+"mlip".
 """
 
 from __future__ import annotations

@@ -58,7 +58,9 @@ def neighborhood(edge_index: Tensor, n_nodes: int) -> Neighborhood:
         n_nodes: N.
     """
     source, target = edge_index[0], edge_index[1]
-    rowptr = torch.searchsorted(target.contiguous(), torch.arange(n_nodes + 1, device=target.device))
+    rowptr = torch.searchsorted(
+        target.contiguous(), torch.arange(n_nodes + 1, device=target.device)
+    )
     return Neighborhood(source, target, n_nodes, rowptr)
 
 

@@ -100,7 +100,7 @@ class Calculator(ase_calculator.Calculator):
         p = self.parameters
         return (
             f"potential {p['potential']} (hash {p['model_hash']}), device {p['device']}, "
-            f"dtype {p['dtype']}, back end torch"
+            f"dtype {p['dtype']}, back end {getattr(self.potential.model, 'backend', 'torch')}"
             + ("" if self.conservative else ", direct forces (not conservative)")
         )
 

@@ -173,6 +173,9 @@ def test_info(model):
     facts = json.loads(run("info", model, "--json").output)
     assert facts["cutoff"] == 4.0
     environment = run("info").output
+    backends = json.loads(run("info", "--backends", "--json").output)
+    assert "convolution" in backends["numba"]
+    assert "no CUDA kernel" in backends["cuda"]
     for text in (mlip.__version__, "torch", "gpus", "ase"):
         assert text in environment
     assert "no shipped potential" in run("info", "nonsense", code=2).output

@@ -66,8 +66,8 @@ def segment_sum(values, rowptr, out, n0, n1):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def segment_softmax(logits, weights, rowptr, epsilon, out, n0, n1):  # type: ignore[no-untyped-def]
-    """a = w·exp(z − max z) / (Σ w·exp(z − max z) + ε) over consecutive rows, column by column."""
+def segment_shares(logits, weights, rowptr, epsilon, out, n0, n1):  # type: ignore[no-untyped-def]
+    """s = exp(z − max z) / (Σ w·exp(z − max z) + ε) over consecutive rows, column by column."""
     width = logits.shape[1]
     largest = np.empty(width, logits.dtype)
     total = np.empty(width, logits.dtype)
@@ -80,8 +80,8 @@ def segment_softmax(logits, weights, rowptr, epsilon, out, n0, n1):  # type: ign
                 largest[i] = max(largest[i], logits[e, i])
         for e in range(first, last):
             for i in range(width):
-                out[e, i] = weights[e] * np.exp(logits[e, i] - largest[i])
-                total[i] += out[e, i]
+                out[e, i] = np.exp(logits[e, i] - largest[i])
+                total[i] += weights[e] * out[e, i]
         for e in range(first, last):
             for i in range(width):
                 out[e, i] /= total[i] + epsilon

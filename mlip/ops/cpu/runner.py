@@ -125,7 +125,7 @@ def forward(
         n_radial, *layout.rows(n_nodes),
     )  # fmt: skip
     parts = 1 if _is_serial(layout, source) else 4 * threads.available_threads()
-    threads.run(_over_nodes(call, _node_bounds(rowptr, parts)))
+    threads.run(over_nodes(call, node_bounds(rowptr, parts)))
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ class _Chunks:
                 call = partial(
                     cache.loops().sum_chunks, joined, first, self.row_of, width, self.out, start
                 )
-                tasks += _over_nodes(call, [0, n_nodes // 2, n_nodes])
+                tasks += over_nodes(call, [0, n_nodes // 2, n_nodes])
             before, start = before + width, start + width * n_nodes
         _run(self.layout, self.source, tasks)
 
@@ -259,14 +259,15 @@ def _run(layout: Layout, source: Array, tasks: list[Callable[[], object]]) -> No
         threads.run(tasks)
 
 
-def _over_nodes(call: Callable[..., object], bounds: list[int]) -> list[Callable[[], object]]:
+def over_nodes(call: Callable[..., object], bounds: list[int]) -> list[Callable[[], object]]:
+    """Tasks that call a function for ranges of atoms, empty ones left out."""
     return [
         partial(call, low, high) for low, high in pairwise(bounds)
         if high > low
     ]  # fmt: skip
 
 
-def _node_bounds(rowptr: Array, n_parts: int) -> list[int]:
+def node_bounds(rowptr: Array, n_parts: int) -> list[int]:
     """Cut the atoms in parts with about the same number of edges."""
     n_nodes = len(rowptr) - 1
     goals = rowptr[-1] * np.arange(1, n_parts) / n_parts
@@ -283,7 +284,7 @@ def _chunk_bounds(rowptr: Array, source: Array) -> list[int]:
     n_nodes, n_edges = len(rowptr) - 1, len(source)
     n_chunks = min(MOST_CHUNKS, max(1, n_edges // CHUNK_EDGES))
     if n_chunks > MOST_COPIES:
-        bounds = _node_bounds(rowptr, n_chunks)
+        bounds = node_bounds(rowptr, n_chunks)
         row_of, rows = np.empty(n_nodes, np.int32), np.empty_like(source)
         touched = sum(
             cache.loops().local_rows(rowptr, source, low, high, row_of, rows)
@@ -291,4 +292,4 @@ def _chunk_bounds(rowptr: Array, source: Array) -> list[int]:
         )
         if touched > MOST_COPIES * n_nodes:
             n_chunks = MOST_COPIES
-    return _node_bounds(rowptr, n_chunks)
+    return node_bounds(rowptr, n_chunks)

@@ -1,0 +1,107 @@
+"""The choice of a back end: checked on the user's structure, and explained when it fails."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from mlip.errors import InputError
+from mlip.ops import ConvolutionSignature, backend, default_backend, neighborhood, sum_messages
+from mlip.ops.cpu import runner
+
+SIGNATURE = ConvolutionSignature((16,), 2, (0, 1, 2), True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_decided(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "_refused", {})
+
+
+def summed(name: str, dtype=torch.float64, signature=SIGNATURE, n_edges=60) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    n_nodes = 6
+    target = torch.arange(n_edges) // 10
+    source = torch.randint(0, n_nodes, (n_edges,), generator=generator)
+    out = sum_messages(
+        signature, tuple(randn(n_nodes, 2 * i + 1, n) for i, n in enumerate(signature.channels)),
+        randn(n_edges, (signature.lmax_edge + 1) ** 2), randn(n_edges, 4),
+        randn(4, signature.n_weights), neighborhood(torch.stack([source, target]), n_nodes),
+        name,
+    )  # fmt: skip
+    return torch.cat([part.flatten() for part in out])
+
+
+def test_auto_checks_once_and_says_so(caplog):
+    with caplog.at_level(logging.INFO, logger="mlip"):
+        first = summed("auto")
+        again = summed("auto")
+    (record,) = caplog.records
+    assert "CPU kernel, relative error" in record.getMessage()
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, summed("torch"), atol=1e-12, rtol=0)
+    assert torch.equal(first, summed("numba"))
+
+
+def test_a_wrong_kernel_is_not_used(caplog, monkeypatch):
+    right = runner.backward
+
+    def wrong(*arguments):
+        right(*arguments)
+        arguments[-1].harmonics[0] *= 1.01
+
+    monkeypatch.setattr(runner, "backward", wrong)
+    with caplog.at_level(logging.WARNING, logger="mlip"):
+        found = summed("auto")
+        summed("auto")
+    (record,) = caplog.records
+    assert "plain PyTorch instead of the CPU kernel" in record.getMessage()
+    assert "relative error" in record.getMessage()
+    assert torch.equal(found, summed("torch"))
+
+
+def test_a_kernel_that_does_not_compile_is_not_used(caplog, monkeypatch):
+    def broken(*arguments):  # noqa: ARG001
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(runner, "module", broken)
+    with caplog.at_level(logging.WARNING, logger="mlip"):
+        found = summed("auto")
+    assert "RuntimeError: no such instruction" in caplog.text
+    assert torch.equal(found, summed("torch"))
+
+
+def test_what_a_kernel_cannot_do_goes_to_pytorch_or_is_an_error(monkeypatch):
+    half = summed("auto", torch.bfloat16)
+    assert torch.equal(half, summed("torch", torch.bfloat16))
+    with pytest.raises(InputError, match="float32 or float64"):
+        summed("numba", torch.bfloat16)
+    high = ConvolutionSignature((1,), 5, (5,), True)
+    assert torch.equal(summed("auto", signature=high), summed("torch", signature=high))
+    with pytest.raises(InputError, match="degree 5"):
+        summed("numba", signature=high)
+    monkeypatch.setattr(backend, "numba_missing", lambda: "Numba cannot be imported")
+    with pytest.raises(InputError, match="Numba cannot be imported"):
+        summed("numba")
+    assert torch.equal(summed("auto"), summed("torch"))
+
+
+def test_no_edges_decide_nothing():
+    assert not summed("auto", n_edges=0).any()
+    assert backend._refused == {}
+
+
+def test_the_variable_chooses(monkeypatch):
+    monkeypatch.setenv("MLIP_BACKEND", "torch")
+    assert default_backend() == "torch"
+    monkeypatch.setenv("MLIP_BACKEND", "fast")
+    with pytest.raises(InputError, match="MLIP_BACKEND is 'fast'"):
+        default_backend()
+    monkeypatch.delenv("MLIP_BACKEND")
+    assert default_backend() == "auto"

@@ -1,0 +1,90 @@
+"""Sums and softmax over the edges of atoms: kernels against the definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mlip.ops import envelope_softmax, segment_sum
+from mlip.ops.cpu import threads
+from mlip.ops.cpu.segments import (
+    csr_segment_softmax,
+    csr_segment_sum,
+    segment_rows,
+    segment_shares,
+)
+
+DOUBLE = torch.float64
+COUNTS = {"ragged": [3, 0, 40, 1, 0], "empty": [0, 0], "one": [4], "huge": [1, 20000, 0, 7]}
+
+
+def graph(counts):
+    counts = torch.tensor(counts)
+    index = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    return index, torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def randn(*shape, dtype=DOUBLE):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=DOUBLE).to(dtype)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (3, 2)])
+@pytest.mark.parametrize("rows", COUNTS)
+def test_sum_equals_definition(rows, shape):
+    index, rowptr = graph(COUNTS[rows])
+    values = randn(len(index), *shape)
+    expected = segment_sum(values, index, len(rowptr) - 1)
+    torch.testing.assert_close(csr_segment_sum(values, index, rowptr), expected, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3])
+@pytest.mark.parametrize("rows", COUNTS)
+def test_softmax_and_its_derivatives_equal_the_definition(rows, epsilon):
+    index, rowptr = graph(COUNTS[rows])
+    logits, weights = 4 * randn(len(index), 3), randn(len(index)).abs()
+    weights[1::5] = 0  # at the cutoff
+
+    def both(function, *graph):
+        z, w = logits.clone().requires_grad_(True), weights.clone().requires_grad_(True)
+        out = function(z, w, *graph, epsilon)
+        probe = randn(*out.shape)
+        first = torch.autograd.grad((out * probe).sum(), (z, w), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (z, w))
+        return [out.detach(), *(t.detach() for t in first), *second]
+
+    fast = both(csr_segment_softmax, index, rowptr)
+    truth = both(envelope_softmax, index, len(rowptr) - 1)
+    for found, expected in zip(fast, truth, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_rules_of_torch_and_finite_differences():
+    index, rowptr = graph([3, 0, 2])
+    values = randn(5, 2).requires_grad_(True)
+    nodes, weights = randn(3, 2).requires_grad_(True), randn(5).abs().requires_grad_(True)
+    torch.library.opcheck(csr_segment_sum, (values, index, rowptr))
+    torch.library.opcheck(segment_rows, (nodes, index, rowptr))
+    torch.library.opcheck(segment_shares, (values, weights, index, rowptr, 0.0))
+
+    def softmax(z, w):
+        return csr_segment_softmax(z, w, index, rowptr, 0.0)
+
+    assert torch.autograd.gradcheck(softmax, (values, weights))
+    assert torch.autograd.gradgradcheck(softmax, (values, weights))
+    assert torch.autograd.gradgradcheck(lambda v: csr_segment_sum(v, index, rowptr) ** 2, values)
+
+
+def test_bits_do_not_depend_on_threads(monkeypatch):
+    index, rowptr = graph([40] * 300)
+    values, weights = randn(len(index), 8, dtype=torch.float32), randn(len(index)).abs().float()
+    found = []
+    for n in (1, 2, 3):
+        monkeypatch.setattr(threads, "available_threads", lambda n=n: n)
+        sums = csr_segment_sum(values, index, rowptr)
+        found.append((sums, csr_segment_softmax(values, weights, index, rowptr, 0.0)))
+    assert all(torch.equal(a, b) for f in found[1:] for a, b in zip(found[0], f, strict=True))
+    exact = segment_sum(values.double(), index, 300)
+    plain = segment_sum(values, index, 300)
+    error = torch.linalg.vector_norm(found[0][0].double() - exact)
+    assert error <= 2 * torch.linalg.vector_norm(plain.double() - exact)
