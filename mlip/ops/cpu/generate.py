@@ -142,6 +142,7 @@ def _forward_path(text: Text, c: Coupling, number: int, width: int) -> None:
     """One path of one edge; the weight goes to the side with fewer components."""
     l1, _, l3 = c.path
     text(f"v = k.load(W, weight + path * {number})", 2)
+    text(f"k.prefetch(W, weight + path * {number} + edge * {width})", 2)
     entry = {key: (c.first_matrix + i) * width for i, key in enumerate(c.matrix)}
     if l1 < l3:
         for m1 in range(2 * l1 + 1):
@@ -193,7 +194,9 @@ def _edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
             term = f"k.broadcast(H, t + {(l2 * l2 + m2) * width}), q{m2}"
             value = f"k.fma({term}, {value})" if value else f"k.mul({term})"
         text(f"k.store(D, slope + dpath * {number}, {value})", 2)
+        text(f"k.prefetch(D, slope + dpath * {number} + dedge * {width}, write=True)", 2)
         text(f"v = k.load(W, weight + path * {number})", 2)
+        text(f"k.prefetch(W, weight + path * {number} + edge * {width})", 2)
         for m2 in sums:
             at = f"z + {(l2 * l2 + m2) * width}"
             text(f"k.store(Z, {at}, k.fma(v, q{m2}, k.load(Z, {at})))", 2)
@@ -220,6 +223,7 @@ def _nodes(text: Text, l1: int, group: list[Coupling], width: int) -> None:
             text(f"q{m1} = " + (f"k.fma({term}, q{m1})" if m1 in sums else f"k.mul({term})"), 2)
             sums[m1] = None
         text(f"v = k.load(W, weight + path * {number})", 2)
+        text(f"k.prefetch(W, weight + path * {number} + edge * {width})", 2)
         for m1 in sums:
             text(
                 f"x{m1} = " + (f"k.fma(v, q{m1}, x{m1})" if m1 in added else f"k.mul(v, q{m1})"), 2

@@ -18,7 +18,7 @@ from mlip.ops.convolution import Path
 from mlip.ops.cpu import cache, threads
 
 BLOCK = {"float32": 16, "float64": 8}
-CHUNK_EDGES = 4096  # neighbours of one task of the backward pass, at least
+CHUNK_EDGES = 8192  # neighbours of one task of the backward pass, at least
 MOST_CHUNKS = 16
 MOST_COPIES = 4  # gradients of features that tasks hold, in units of the features themselves
 SERIAL = 50_000  # edges times channels below which threads do not pay
@@ -171,8 +171,7 @@ def backward(
     first = layout.feature_first(n_nodes)
 
     def task(i: int) -> None:
-        local = chunks.begin(i) if chunks else (source, empty, first)
-        rows, part, part_first = local
+        rows, part, part_first = chunks.part(i) if chunks else (source, empty, first)
         code.backward_pass(
             features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr, source, rows,
             part, empty if out.harmonics is None else out.harmonics.ravel(),
@@ -184,7 +183,7 @@ def backward(
 
     _run(layout, source, [partial(task, i) for i in range(len(bounds) - 1)])
     if chunks:
-        chunks.sum()
+        _run(layout, source, chunks.sum())
     if out.kernel is not None:
         np.sum(kernels, axis=0, out=out.kernel.reshape(-1))
 
@@ -195,48 +194,45 @@ class _Chunks:
     def __init__(
         self, layout: Layout, rowptr: Array, source: Array, bounds: list[int], out: Array
     ) -> None:
-        self.layout, self.rowptr, self.source, self.bounds, self.out = (
-            layout, rowptr, source, bounds, out,
-        )  # fmt: skip
-        n_chunks, n_nodes = len(bounds) - 1, len(rowptr) - 1
-        self.parts: list[Array] = [out] * n_chunks
-        self.n_rows = [n_nodes] * n_chunks
-        self.alone = n_chunks == 1
-        if self.alone:
-            self.row_of, self.rows = np.empty((1, 0), np.int32), source
+        self.layout, self.out, self.n_nodes = layout, out, len(rowptr) - 1
+        n_chunks = len(bounds) - 1
+        if n_chunks == 1:
+            self.rows, self.n_rows, self.parts = source, [self.n_nodes], out
             out[:] = 0
+            self.row_of = None
         else:
-            self.row_of = np.empty((n_chunks, n_nodes), np.int32)
             self.rows = np.empty_like(source)
+            self.row_of = np.empty((n_chunks, self.n_nodes), np.int32)
+            self.n_rows = [
+                cache.loops().local_rows(rowptr, source, low, high, own, self.rows)
+                for (low, high), own in zip(pairwise(bounds), self.row_of, strict=True)
+            ]
+            self.parts = np.zeros(layout.feature_size(sum(self.n_rows)), out.dtype)
+        sizes = [layout.feature_size(n) for n in self.n_rows]
+        self.begins = np.cumsum([0, *sizes])
 
-    def begin(self, i: int) -> tuple[Array, Array, Array]:
-        """Make the part of a chunk: rows of edges, numbers, first number of each group."""
-        if not self.alone:
-            low, high = self.bounds[i], self.bounds[i + 1]
-            self.n_rows[i] = cache.loops().local_rows(
-                self.rowptr, self.source, low, high, self.row_of[i], self.rows
-            )
-            self.parts[i] = np.zeros(self.layout.feature_size(self.n_rows[i]), self.out.dtype)
-        return self.rows, self.parts[i], self.layout.feature_first(self.n_rows[i])
+    def part(self, i: int) -> tuple[Array, Array, Array]:
+        """Part of a chunk: rows of edges, numbers, first number of each group."""
+        own = self.parts[self.begins[i] : self.begins[i + 1]]
+        return self.rows, own, self.layout.feature_first(self.n_rows[i])
 
-    def sum(self) -> None:
-        """Add the parts in the order of the chunks."""
-        if self.alone:
-            return
-        joined = np.concatenate(self.parts)
-        begins = np.cumsum([0, *(len(part) for part in self.parts[:-1])])
-        n_nodes, before, start = self.row_of.shape[1], 0, 0
-        tasks: list[Callable[[], object]] = []
+    def sum(self) -> list[Callable[[], object]]:
+        """Tasks that add the parts in the order of the chunks."""
+        if self.row_of is None:
+            return []
+        before, tasks = 0, []
+        cuts = np.linspace(0, self.n_nodes, 9).astype(int).tolist()
         for degree, channels in enumerate(self.layout.channels):
             width = (2 * degree + 1) * channels
             if width:
-                first = begins + np.array(self.n_rows, dtype=np.int64) * before
+                first = self.begins[:-1] + np.array(self.n_rows, dtype=np.int64) * before
                 call = partial(
-                    cache.loops().sum_chunks, joined, first, self.row_of, width, self.out, start
-                )
-                tasks += over_nodes(call, [0, n_nodes // 2, n_nodes])
-            before, start = before + width, start + width * n_nodes
-        _run(self.layout, self.source, tasks)
+                    cache.loops().sum_chunks, self.parts, first, self.row_of, width, self.out,
+                    before * self.n_nodes,
+                )  # fmt: skip
+                tasks += over_nodes(call, cuts)
+            before += width
+        return tasks
 
 
 def _radial(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:

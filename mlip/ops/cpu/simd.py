@@ -106,6 +106,19 @@ class Writer:
         address = self.builder.bitcast(array.at(index), self.vector.as_pointer())
         self.builder.store(value, address, align=self.align)
 
+    def prefetch(self, array: Pointer, index: Int | int, write: bool = False) -> None:
+        """Ask for a cache line that will be read or written soon; any address will do."""
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        name = "llvm.prefetch.p0"
+        module = self.builder.module
+        if name not in module.globals:
+            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+            ir.Function(module, kind, name)
+        address = self.builder.bitcast(array.at(index), byte)
+        self.builder.call(
+            module.globals[name], [address, *(ir.Constant(number, i) for i in (int(write), 2, 1))]
+        )
+
     def broadcast(self, array: Pointer, index: Int | int) -> ir.Value:
         """Read one number into all lanes."""
         return self._splat(self.builder.load(array.at(index), typ=self.scalar))
