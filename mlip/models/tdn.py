@@ -22,17 +22,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mlip.models.direct import DirectPrediction
+from mlip.nn.attention_edges import group_edges
 from mlip.nn.radial import polynomial_envelope
 from mlip.nn.so3_layers import MergedLayerNorm
 from mlip.nn.tensor_attention import (
     DegreeEmbedding,
     DegreeNorm,
+    GatedLinear,
     LearnedGaussians,
     OperatorEdges,
     RadialMLP,
     SharedLinear,
     TensorAttention,
-    gate,
 )
 from mlip.ops.tensor_products import Degrees, Factors, SharedProduct, find_factors, published_rank
 from mlip.so3 import spherical_harmonics
@@ -92,13 +93,13 @@ class TDNBlock(nn.Module):
         self.norm_1 = _norm(config)
         self.attention = _attention(config, factors)
         self.norm_2 = _norm(config)
-        self.expand = SharedLinear(config.channels, 2 * config.channels)
+        self.expand = GatedLinear(config.channels)
         self.contract = SharedLinear(config.channels, config.channels)
 
     def forward(self, x: Tensor, edges: OperatorEdges) -> Tensor:
         """Map [N, K, C] to the same shape."""
         x = x + self.attention(self.norm_1(x), edges)
-        return x + self.contract(gate(self.expand(self.norm_2(x))))
+        return x + self.contract(self.expand(self.norm_2(x)))
 
 
 class TDN(nn.Module):
@@ -161,6 +162,8 @@ class TDN(nn.Module):
         """
         species = self.species_of[graph.atomic_numbers]
         edges = self.edges(graph.edge_vector, graph.edge_index)
+        if getattr(graph, "inference", False) and not self.training:
+            edges = edges._replace(groups=group_edges(edges.target, len(species)))
         x = self.embed(species, edges)
         for block in self.blocks:
             x = block(x, edges)

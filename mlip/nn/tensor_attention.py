@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mlip.nn.attention_edges import Group
 from mlip.nn.graph_attention import smooth_leaky_relu
 from mlip.nn.so3_layers import split_by_degree
-from mlip.ops import envelope_softmax, segment_sum
+from mlip.ops import by_groups, envelope_softmax, segment_sum
 from mlip.ops.tensor_products import Factors, apply_operator
 from mlip.ops.tensor_products.factors import NAMES
 
@@ -24,6 +25,8 @@ class OperatorEdges(NamedTuple):
 
     source, target: [E] atoms. basis: [E, R] radial functions. envelope: [E], 0 at the cutoff, or 1.
     harmonics: [E, K]. operator: K of the exact product, [E, K, K], or None.
+    groups: if layers shall go through the edges group by group and recompute in the backward pass.
+        Weights are then constants and second derivatives are not defined.
     """
 
     source: Tensor
@@ -32,6 +35,7 @@ class OperatorEdges(NamedTuple):
     envelope: Tensor
     harmonics: Tensor
     operator: Tensor | None
+    groups: tuple[Group, ...] | None = None
 
 
 class SharedLinear(nn.Module):
@@ -182,23 +186,44 @@ class TensorAttention(nn.Module):
         self.product_1 = None if factors is None else FactorOperator(factors)
         self.radial = radial
         self.alpha = SharedLinear(channels, channels)
-        self.value = SharedLinear(channels, 2 * channels)
+        self.value = GatedLinear(channels)
         self.product_2 = None if factors is None else FactorOperator(factors)
         self.projection = SharedLinear(channels, channels)
 
     def forward(self, x: Tensor, edges: OperatorEdges) -> Tensor:
         """Map features of atoms [N, K, C] to the same shape."""
-        weights = self.radial(edges.basis) * edges.envelope[:, None]  # of both products
-        message = self.message(x, edges, weights[:, None])
-        values = self.values(message, edges, weights[:, None], len(x))
-        return self.projection(segment_sum(values, edges.target, len(x)))
-
-    def message(self, x: Tensor, edges: OperatorEdges, weights: Tensor) -> Tensor:
-        """Multiply source plus target features with the harmonics: [E, K, C]."""
         of_source = self.merge_source(x).index_select(0, edges.source)
-        of_target = self.merge_target(x).index_select(0, edges.target)
-        operator = _operator(self.product_1, edges)
-        return apply_operator(operator, of_source + of_target, weights)
+        pair = of_source + self.merge_target(x).index_select(0, edges.target)
+        return self.projection(self.sum_of_groups(pair, edges, len(x)))
+
+    def sum_of_groups(self, pair: Tensor, edges: OperatorEdges, n_atoms: int) -> Tensor:
+        """Sum values over the edges of each atom, all at once or group by group."""
+        if edges.groups is None:
+            return self.sum_values(pair, edges, n_atoms)
+        groups = edges.groups
+
+        def group(
+            i: int, pair: Tensor, basis: Tensor, envelope: Tensor, geometry: Tensor
+        ) -> Tensor:
+            part = edges._replace(
+                target=edges.target[groups[i].edges] - groups[i].first_atom,
+                basis=basis,
+                envelope=envelope,
+                harmonics=geometry,
+                operator=geometry if edges.operator is not None else None,
+            )
+            return self.sum_values(pair, part, groups[i].n_atoms)
+
+        geometry = edges.harmonics if edges.operator is None else edges.operator
+        rows = [(each.atoms, each.edges) for each in groups]
+        return by_groups(group, rows, n_atoms, pair, edges.basis, edges.envelope, geometry)
+
+    def sum_values(self, pair: Tensor, edges: OperatorEdges, n_atoms: int) -> Tensor:
+        """Make messages and values of edges and sum them: [E, K, C] → [N, K, C]."""
+        weights = (self.radial(edges.basis) * edges.envelope[:, None])[:, None]  # both products
+        message = apply_operator(_operator(self.product_1, edges), pair, weights)
+        values = self.values(message, edges, weights, n_atoms)
+        return segment_sum(values, edges.target, n_atoms)
 
     def values(
         self, message: Tensor, edges: OperatorEdges, weights: Tensor, n_atoms: int
@@ -210,21 +235,24 @@ class TensorAttention(nn.Module):
         attention = nn.functional.dropout(attention, self.dropout, self.training)
         share = attention.repeat_interleave(self.alpha_dot.shape[1], dim=1)[:, None]  # [E, 1, C]
         operator = _operator(self.product_2, edges)
-        return apply_operator(operator, gate(self.value(message)), weights * share)
+        return apply_operator(operator, self.value(message), weights * share)
 
 
-def gate(x: Tensor) -> Tensor:
-    """Apply SiLU to l = 0 of the first half of the channels, and σ of l = 0 of the other to l > 0.
+class GatedLinear(SharedLinear):
+    """Map C to 2C channels and gate: SiLU on l = 0 of the first C, σ(l = 0 of the others) on l > 0.
 
-    Args:
-        x: [N, K, 2C].
-
-    Returns:
-        [N, K, C].
+    The others have no use for l > 0 and are not computed there.
     """
-    values, gates = x.chunk(2, dim=2)
-    scalars = nn.functional.silu(values[:, :1])
-    return torch.cat([scalars, values[:, 1:] * torch.sigmoid(gates[:, :1])], dim=1)
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 2 * channels)
+
+    def forward(self, x: Tensor, amount: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Map [N, K, C] to the same shape."""
+        scalars, gates = self.scalars(x[:, 0]).chunk(2, dim=1)
+        values = x[:, 1:] @ self.weight[: len(self.weight) // 2].T
+        first = nn.functional.silu(scalars)[:, None]
+        return torch.cat([first, values * torch.sigmoid(gates)[:, None]], dim=1)
 
 
 def _operator(own: FactorOperator | None, edges: OperatorEdges) -> Tensor:

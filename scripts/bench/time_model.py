@@ -2,11 +2,12 @@
 
     python scripts/bench/time_model.py [POTENTIAL ...] [--threads 2] [--repeats 10]
 
-POTENTIAL is a file, the name of a shipped potential, or facet-s (an untrained Facet of that
-published size, in our exact setting); default: the shipped ones and facet-s. Each runs in a process
-of its own, so that the peak memory is its own; every repeat moves the atoms, so that neighbours are
-searched and nothing is cached. The time is that of an ASE calculator: the whole of what a
-simulation waits for.
+POTENTIAL is a file, the name of a shipped potential, or an untrained model: facet-s (a Facet of
+that published size, in our exact setting), tdn-64 and equiformer_v3-64 (64 channels of l = 0, 1, 2,
+three rounds of messages, the same cutoff); default: the shipped ones and facet-s. Each runs in a
+process of its own, so that the peak memory is its own; every repeat moves the atoms, so that
+neighbours are searched and nothing is cached. The time is that of an ASE calculator: the whole of
+what a simulation waits for.
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 
-FACET_S = {
-    "elements": (29,),
-    "cutoff": 6.0,
-    "hidden": ((128, 64, 32),) * 2,
-    "embedding": 64,
-    "outputs": 64,
+COPPER: dict[str, Any] = {"elements": (29,), "cutoff": 6.0}
+UNTRAINED: dict[str, dict[str, Any]] = {
+    "facet-s": {**COPPER, "hidden": ((128, 64, 32),) * 2, "embedding": 64, "outputs": 64},
+    "tdn-64": {**COPPER, "lmax": 2, "channels": 64, "layers": 2},
+    "equiformer_v3-64": {
+        **COPPER,
+        "lmax": 2,
+        "channels": 64,
+        "layers": 2,
+        "feed_forward_hidden": 128,
+        "edge_channels": 64,
+    },
 }
 
 
@@ -52,9 +59,9 @@ def calculator(name: str, dtype: str) -> Any:
     from mlip.potential import Potential
     from mlip.simulation.calculator import Calculator
 
-    if name != "facet-s":
+    if name not in UNTRAINED:
         return Calculator(name, dtype=dtype)
-    model = create_model("facet", FACET_S)
+    model = create_model(name.split("-")[0], UNTRAINED[name])
     return Calculator(Potential(model, reference_energies={29: 0.0}), dtype=dtype)
 
 
