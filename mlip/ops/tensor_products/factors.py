@@ -23,7 +23,7 @@ from mlip.ops.tensor_products.solver import Triple, decompose, reconstruct
 from mlip.so3 import wigner_matrices
 
 NAMES = ("cp_a", "cp_b", "cp_c")  # as the published files have them
-EXACT_RANK = {0: 1, 1: 8, 2: 30, 3: 90}  # least ranks known to give the exact tensor
+EXACT_RANK = {0: 1, 1: 8, 2: 30, 3: 90, 4: 216}  # least ranks known to give the exact tensor
 SOLVER_VERSION = 1
 
 
@@ -72,7 +72,7 @@ def published_rank(lmax: int, rule: str = "quadratic") -> int:
 def find_factors(lmax: int, rank: int, seed: int = 0, starts: int = 6) -> Factors:
     """Return factors of all paths up to degree ``lmax``, from the cache or the solver.
 
-    Seconds a start up to L = 3, a minute at L = 4; kept in ``$XDG_CACHE_HOME/mlip/factors``. From
+    Seconds a start up to L = 3, up to a minute at L = 4; kept in ``$XDG_CACHE_HOME/mlip/factors``. From
     the ranks of ``EXACT_RANK`` on the error is rounding error: nothing is approximated then.
 
     Args:
