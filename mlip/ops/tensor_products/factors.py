@@ -72,8 +72,9 @@ def published_rank(lmax: int, rule: str = "quadratic") -> int:
 def find_factors(lmax: int, rank: int, seed: int = 0, starts: int = 6) -> Factors:
     """Return factors of all paths up to degree ``lmax``, from the cache or the solver.
 
-    Seconds a start up to L = 3, up to a minute at L = 4; kept in ``$XDG_CACHE_HOME/mlip/factors``. From
-    the ranks of ``EXACT_RANK`` on the error is rounding error: nothing is approximated then.
+    A start takes seconds up to L = 3, up to a minute at L = 4; the result is kept in
+    ``$XDG_CACHE_HOME/mlip/factors``. From the ranks of ``EXACT_RANK`` on the error is that of
+    rounding: nothing is approximated then.
 
     Args:
         lmax: L.
