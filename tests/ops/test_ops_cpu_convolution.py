@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlip.errors import InputError
 from mlip.ops import ConvolutionSignature, convolution, neighborhood
 from mlip.ops.cpu import threads
 from mlip.ops.cpu.convolution import cpu_convolution
@@ -139,6 +140,23 @@ def test_operators_follow_the_rules_of_torch(radial):
     wanted = [True, True, True, radial]
     arguments = [*arguments[:4], gradient, *arguments[4:], wanted]
     torch.library.opcheck(packed_convolution_backward, arguments)
+
+
+def test_what_does_not_fit_is_an_error_not_a_crash():
+    case = Case(ConvolutionSignature((8, 8), 1, (0, 1), True), [2, 0, 3], n_radial=2)
+    good = packed(case, True)
+    packed_convolution(*good)
+    wrong = {
+        0: good[0][:-1],
+        1: good[1][:-1],
+        2: good[2].float(),
+        3: good[3][:1],
+        4: torch.tensor([0, 2, 2, 6]),
+        5: case.source + 3,
+    }
+    for i, value in wrong.items():
+        with pytest.raises(InputError, match="do not fit"):
+            packed_convolution(*good[:i], value, *good[i + 1 :])
 
 
 def test_views_and_expanded_tensors_are_inputs_like_any_other():

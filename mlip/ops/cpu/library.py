@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlip.errors import InputError
 from mlip.ops.convolution import ConvolutionSignature
 from mlip.ops.cpu import runner
 
@@ -50,6 +51,40 @@ def layout(text: str) -> runner.Layout:
     )
 
 
+def _check(
+    shape: runner.Layout,
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Optional,
+    rowptr: Tensor,
+    source: Tensor,
+) -> None:
+    """Raise an error for what would make the compiled code read outside of its arrays."""
+    n_nodes, n_edges = len(rowptr) - 1, len(source)
+    n_radial = shape.n_weights if kernel is None else kernel.shape[0]
+    facts = {
+        "features": features.shape == (shape.feature_size(n_nodes),),
+        "harmonics": harmonics.shape == (n_edges, (shape.lmax_edge + 1) ** 2),
+        "weights or radial functions": radial.shape == (n_edges, n_radial),
+        "kernel": kernel is None or kernel.shape[1:] == (shape.n_weights,),
+        "rowptr": int(rowptr[0]) == 0
+        and int(rowptr[-1]) == n_edges
+        and bool((rowptr.diff() >= 0).all()),
+        "source": not n_edges or (int(source.min()) >= 0 and int(source.max()) < n_nodes),
+        "precision": {t.dtype for t in (features, harmonics, radial, kernel) if t is not None}
+        == {features.dtype},
+        "index type": rowptr.dtype == source.dtype == torch.int64,
+    }
+    wrong = [name for name, right in facts.items() if not right]
+    if wrong:
+        raise InputError(
+            f"convolution of {n_nodes} atoms and {n_edges} edges: {', '.join(wrong)} do not fit; "
+            "expected the shapes of mlip.ops.sum_messages, one precision, int64 indices, "
+            "sources among the atoms"
+        )
+
+
 def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
@@ -79,6 +114,7 @@ def packed_convolution(
         Packed sums, flat.
     """
     shape = layout(signature)
+    _check(shape, features, harmonics, radial, kernel, rowptr, source)
     out = features.new_empty(shape.out_size(len(rowptr) - 1))
     runner.forward(
         shape, _array(features), _array(harmonics), _array(radial),
