@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 import mlip
 from mlip.datasets.structure import Array
-from mlip.files import atomic_write
+from mlip.files import atomic_write, file_sha256
 
 MANIFEST = "manifest.json"
 FORMAT = "mlip-shards"
@@ -41,7 +40,7 @@ def write_manifest(
             "structures": int(count),
             "atoms": int(atoms.sum()),
             "bytes": shard.stat().st_size,
-            "sha256": _sha256(shard),
+            "sha256": file_sha256(shard),
         }
         for shard, count, atoms in zip(shards, counts, parts, strict=True)
     ]
@@ -66,8 +65,3 @@ def write_sizes(path: Path, n_atoms: Array) -> None:
     """
     with atomic_write(path) as file:
         np.savez(file, natoms=n_atoms.astype(np.int64))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

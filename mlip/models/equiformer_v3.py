@@ -32,6 +32,7 @@ from mlip.nn.graph_attention import (
 )
 from mlip.nn.radial import polynomial_envelope, uniform_gaussians
 from mlip.nn.so3_layers import MergedLayerNorm, SO3Linear, add_to_scalars
+from mlip.nn.species import rows_of_elements
 from mlip.nn.sphere_feed_forward import SphereFeedForward
 from mlip.nn.sphere_product import SphereBasis, is_exact
 from mlip.ops import nearest_edges
@@ -137,9 +138,7 @@ class EquiformerV3(nn.Module):
     def __init__(self, config: EquiformerV3Config) -> None:
         super().__init__()
         self.config = config
-        table = torch.full((119,), -1, dtype=torch.int64)
-        table[list(config.elements)] = torch.arange(len(config.elements))
-        self.register_buffer("species_of", table, persistent=False)
+        self.register_buffer("species_of", rows_of_elements(config.elements), persistent=False)
         shape = _attention_shape(config)
         freeze = config.published and config.prediction == "gradient"
         self.frames = EdgeFrameBuilder(config.lmax, config.mmax, freeze)

@@ -7,7 +7,6 @@ and the training ``config``.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -21,6 +20,7 @@ import yaml
 from torch import Tensor
 
 from mlip.errors import CheckpointError, InputError
+from mlip.files import file_sha256
 
 PREFIXES = ("_orig_mod.", "module.")
 NAMES = ("equiformer_v3", "equiformer_v3_dens")
@@ -80,7 +80,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
         _normalizers(content.get("normalizers"), str(path)),
         _references(content.get("elementrefs"), path),
         dict(config) if isinstance(config, Mapping) else None,
-        {"file": Path(path).name, "sha256": _sha256(path)}
+        {"file": Path(path).name, "sha256": file_sha256(path)}
         | {k: content[k] for k in ("epoch", "step") if isinstance(content.get(k), int | float)},
     )
 
@@ -222,11 +222,6 @@ def _references(found: Any, path: str | os.PathLike[str]) -> list[float] | None:
             f"{path}: its 'elementrefs' for energy are not one number for each atomic number"
         )
     return [float(v) for v in values]
-
-
-def _sha256(path: str | os.PathLike[str]) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _some(names: Any) -> str:

@@ -36,6 +36,7 @@ from mlip.nn.radial import (
     polynomial_envelope,
     xplor_envelope,
 )
+from mlip.nn.species import rows_of_elements
 from mlip.ops import (
     Backend,
     ConvolutionSignature,
@@ -196,9 +197,7 @@ class Facet(nn.Module):
         super().__init__()
         self.config = config
         n_elements = len(config.elements)
-        table = torch.full((119,), -1, dtype=torch.int64)
-        table[list(config.elements)] = torch.arange(n_elements)
-        self.register_buffer("species_of", table, persistent=False)
+        self.register_buffer("species_of", rows_of_elements(config.elements), persistent=False)
         radius = torch.tensor([config.cutoff], dtype=torch.float32)
         if config.trainable_cutoff:
             self.radius = nn.Parameter(radius)

@@ -25,6 +25,7 @@ from mlip.models.direct import DirectPrediction
 from mlip.nn.attention_edges import group_edges
 from mlip.nn.radial import polynomial_envelope
 from mlip.nn.so3_layers import MergedLayerNorm
+from mlip.nn.species import rows_of_elements
 from mlip.nn.tensor_attention import (
     DegreeEmbedding,
     DegreeNorm,
@@ -116,9 +117,7 @@ class TDN(nn.Module):
         super().__init__()
         self.config = config
         n_elements, channels = len(config.elements), config.channels
-        table = torch.full((119,), -1, dtype=torch.int64)
-        table[list(config.elements)] = torch.arange(n_elements)
-        self.register_buffer("species_of", table, persistent=False)
+        self.register_buffer("species_of", rows_of_elements(config.elements), persistent=False)
         self.embedding = nn.Parameter(torch.empty(n_elements, channels).uniform_(-1.0, 1.0))
         self.radial_basis = LearnedGaussians(config.n_radial, config.cutoff)
         if config.product == "low_rank" and factors is None:

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Literal, cast, get_args
 
 import torch
@@ -46,6 +47,7 @@ def default_backend() -> Backend:
     return cast(Backend, name)
 
 
+@cache
 def numba_missing() -> str | None:
     """Why no CPU kernel can run here, or None."""
     try:

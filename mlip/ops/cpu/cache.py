@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from mlip.files import user_cache
+
 _lock = threading.RLock()
 _loaded: dict[str, ModuleType] = {}
 
@@ -24,25 +26,19 @@ _loaded: dict[str, ModuleType] = {}
 def cache_folder() -> Path:
     """Folder of generated code; a temporary one, for this process, if it cannot be written."""
     root = os.environ.get("MLIP_CACHE")
-    if not root:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mlip")
-    folder = Path(root).expanduser() / "kernels"
+    folder = (Path(root).expanduser() if root else user_cache()) / "kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError:
-        return _temporary_folder()
+        return Path(_temporary_folder().name)
 
 
 @cache
-def _temporary_folder() -> Path:
-    holder = tempfile.TemporaryDirectory(prefix="mlip-kernels-")
-    _temporary_folders.append(holder)  # removed when the process ends
-    return Path(holder.name)
-
-
-_temporary_folders: list[tempfile.TemporaryDirectory[str]] = []
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is removed when the process ends; the cache keeps it until then."""
+    return tempfile.TemporaryDirectory(prefix="mlip-kernels-")
 
 
 @cache
@@ -93,6 +89,7 @@ def _import(key: str, path: Path) -> ModuleType:
     return module
 
 
+@cache
 def loops() -> ModuleType:
     """The loops that know no tensor product."""
     source = Path(__file__).with_name("loops.py")

@@ -85,7 +85,8 @@ def _check(
         )
 
 
-def _array(tensor: Tensor) -> Any:
+def as_array(tensor: Tensor) -> Any:
+    """View a tensor on the CPU as a contiguous NumPy array, copied if it must be."""
     return tensor.detach().contiguous().numpy()
 
 
@@ -117,8 +118,9 @@ def packed_convolution(
     _check(shape, features, harmonics, radial, kernel, rowptr, source)
     out = features.new_empty(shape.out_size(len(rowptr) - 1))
     runner.forward(
-        shape, _array(features), _array(harmonics), _array(radial),
-        None if kernel is None else _array(kernel), _array(rowptr), _array(source), out.numpy(),
+        shape, as_array(features), as_array(harmonics), as_array(radial),
+        None if kernel is None else as_array(kernel), as_array(rowptr), as_array(source),
+        out.numpy(),
     )  # fmt: skip
     return out
 
@@ -144,9 +146,9 @@ def packed_convolution_backward(
         for tensor, need in zip(inputs, needs, strict=True)
     ]
     runner.backward(
-        layout(signature), _array(features), _array(harmonics), _array(radial),
-        None if kernel is None else _array(kernel), _array(gradient), _array(rowptr),
-        _array(source),
+        layout(signature), as_array(features), as_array(harmonics), as_array(radial),
+        None if kernel is None else as_array(kernel), as_array(gradient), as_array(rowptr),
+        as_array(source),
         runner.Gradients(*(o.numpy() if n else None for o, n in zip(out, needs, strict=True))),
     )  # fmt: skip
     for i in (1, 2):

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from mlip.ops.cpu import cache, threads
+from mlip.ops.cpu.library import as_array
 from mlip.ops.cpu.runner import SERIAL, node_bounds, over_nodes
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
 
 
 def _run(call: Any, rowptr: Any, size: int) -> None:
@@ -40,7 +37,7 @@ def csr_segment_sum(values: Tensor, index: Tensor, rowptr: Tensor) -> Tensor:
     out = values.new_empty((n_segments, *values.shape[1:]))
     if not values.numel():
         return out.zero_()
-    rows, pointers = _array(values).reshape(len(index), -1), _array(rowptr)
+    rows, pointers = as_array(values).reshape(len(index), -1), as_array(rowptr)
     sums = out.numpy().reshape(n_segments, -1)
     _run(partial(cache.loops().segment_sum, rows, pointers, sums), pointers, rows.size)
     return out
@@ -101,9 +98,9 @@ def segment_shares(
 ) -> Tensor:
     """s = exp(z − z_max) / (Σ w·exp(z − z_max) + ε); see ``csr_segment_softmax``."""
     out = torch.empty(logits.shape, dtype=logits.dtype)
-    pointers, z = _array(rowptr), _array(logits)
+    pointers, z = as_array(rowptr), as_array(logits)
     call = partial(
-        cache.loops().segment_shares, z, _array(weights), pointers, z.dtype.type(epsilon),
+        cache.loops().segment_shares, z, as_array(weights), pointers, z.dtype.type(epsilon),
         out.numpy(),
     )  # fmt: skip
     if z.size:

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from mlip.errors import DataError, InputError, MlipError
-from mlip.files import atomic_write
+from mlip.files import atomic_write, user_cache
 from mlip.ops.tensor_products.interface import Degrees, coupling_tensor
 from mlip.ops.tensor_products.solver import Triple, decompose, reconstruct
 from mlip.so3 import wigner_matrices
@@ -184,8 +184,7 @@ def _check_shapes(factors: Factors, path: Path, lmax: int, rank: int) -> Factors
 
 
 def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mlip" / "factors"
+    return user_cache() / "factors"
 
 
 def _triple(factors: Factors) -> Triple:
