@@ -68,6 +68,10 @@ class AttentionEdges(NamedTuple):
             self.envelope[rows],
         )
 
+    def ends(self, group: Group) -> Tensor:
+        """Take sources and targets of the edges of a group, [2, edges], counted from no group."""
+        return torch.stack([self.source[group.edges], self.target[group.edges]])
+
 
 def group_edges(target: Tensor, n_atoms: int) -> tuple[Group, ...]:
     """Cut atoms into ranges with about equally many edges; edges are sorted by ``target`` [E]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,22 @@ from mlip.nn.attention_edges import AttentionEdges
 from mlip.nn.edge_radial import EdgeRadialMLP
 from mlip.nn.grouped_attention import grouped_attention
 from mlip.nn.so2_linear import SO2Linear
-from mlip.nn.so3_layers import SO3Linear
-from mlip.nn.sphere_product import SphereBasis, gate_by_degree, swiglu_s2
-from mlip.ops import by_groups, envelope_softmax, segment_sum
+from mlip.nn.so3_layers import SO3Linear, add_to_scalars
+from mlip.nn.sphere_product import (
+    SphereBasis,
+    gate_by_degree,
+    gated_orders,
+    swiglu_s2,
+    swiglu_scalars,
+)
+from mlip.ops import (
+    RotationSignature,
+    by_groups,
+    envelope_softmax,
+    rotate_gather,
+    rotate_scatter,
+    segment_sum,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,7 @@ class EquivariantGraphAttention(nn.Module):
         super().__init__()
         lmax, mmax = shape.sphere.lmax, shape.sphere.mmax
         self.shape, self.gated = shape, activation == "gate"
+        self.rotation = RotationSignature(lmax, mmax)
         bound = 1 / math.sqrt(shape.alpha_channels)
         self.alpha_dot = nn.Parameter(
             torch.empty(shape.heads, shape.alpha_channels).uniform_(-bound, bound)
@@ -81,43 +96,63 @@ class EquivariantGraphAttention(nn.Module):
         """Map features of atoms [N, K, channels] to [N, K, channels_out]."""
         if edges.groups is not None:
             return self.projection(grouped_attention(self, x, edges))
-        weighed = edges.frames.rotate(self.pair(x, x, edges)) * self.radial_weights(edges)
-        message, invariants = self.linear_1(weighed)
-        values = self.values(message, invariants, edges, x.shape[0])
-        summed = segment_sum(edges.frames.rotate_back(values), edges.target, x.shape[0])
-        return self.projection(summed)
-
-    def pair(self, x: Tensor, own: Tensor, edges: AttentionEdges) -> Tensor:
-        """Put features of sources, rows of x, beside those of targets, rows of own: [E, K, 2C]."""
-        of_source, of_target = x.index_select(0, edges.source), own.index_select(0, edges.target)
-        return torch.cat([of_source, of_target], dim=2)
+        matrix, ends = edges.frames.matrix, torch.stack([edges.source, edges.target])
+        pair = rotate_gather(self.rotation, x, matrix, self.radial_weights(edges), ends)
+        message, weights = self.activate(self.linear_1(pair), edges, x.shape[0])
+        values = self.rows(self.linear_2(message))
+        summed = rotate_scatter(self.rotation, values, matrix, weights, ends[1:], x.shape[0])
+        return self.projection(summed * edges.frames.rescale[:, None])
 
     def radial_weights(self, edges: AttentionEdges) -> Tensor:
-        """Compute the weights of pairs in the frames, equal for all orders: [E, n, 2C]."""
-        lmax, mmax = self.shape.sphere.lmax, self.shape.sphere.mmax
+        """Compute the weights of both ends of edges in the frames: [E, lmax+1, 2C]."""
         radial = self.radial(edges.basis, edges.source_element, edges.target_element)
-        radial = radial.view(-1, lmax + 1, 2 * self.shape.channels)
-        orders = [radial[:, order:] for order in range(1, mmax + 1)]
-        return torch.cat([radial, *(part for order in orders for part in (order, order))], dim=1)
+        return radial.view(-1, self.shape.sphere.lmax + 1, 2 * self.shape.channels)
 
-    def values(
-        self, message: Tensor, invariants: Tensor, edges: AttentionEdges, n_atoms: int
-    ) -> Tensor:
-        """Activate messages and weight them by attention: [E, n, heads·V], in the frames."""
+    def activate(
+        self,
+        hidden: Sequence[Tensor],
+        edges: AttentionEdges,
+        n_atoms: int,
+        *,
+        inference: bool = False,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Activate the outputs of the first linear map, and compute attention.
+
+        Args:
+            hidden: for the orders 0, +1, −1, … [E, degrees·width], the first behind invariants.
+            edges: of these rows.
+            n_atoms: targets.
+            inference: allow compiled code that has first derivatives only.
+
+        Returns:
+            Messages [E, degrees, hidden] of each order, and weights [E, 1, heads·V] of the values.
+        """
         shape = self.shape
-        alpha, scalars = invariants[:, : self.n_alpha], invariants[:, self.n_alpha :]
+        scalars = hidden[0][:, self.n_alpha : self.linear_1.extra]
         if self.gated:
-            message = gate_by_degree(message, scalars, edges.frames.degrees)
+            message = gate_by_degree(self._joined(hidden), scalars, edges.frames.degrees)
+            messages = message.split(self.rotation.sizes, dim=1)
+        elif inference:
+            scalars, gate = swiglu_scalars(scalars)
+            messages = gated_orders(shape.sphere, hidden, self.linear_1.extra, gate)
+            messages = (add_to_scalars(messages[0], scalars), *messages[1:])
         else:
-            message = swiglu_s2(shape.sphere, message, scalars)
-        values, _ = self.linear_2(message)
-        weights = envelope_softmax(
-            self._logits(alpha), edges.envelope, edges.target, n_atoms, shape.epsilon
-        )
+            message = swiglu_s2(shape.sphere, self._joined(hidden), scalars)
+            messages = message.split(self.rotation.sizes, dim=1)
+        logits = self._logits(hidden[0][:, : self.n_alpha])
+        weights = envelope_softmax(logits, edges.envelope, edges.target, n_atoms, shape.epsilon)
         weights = weights * edges.envelope[:, None]
         weights = nn.functional.dropout(weights, shape.dropout, self.training)
-        heads = values.unflatten(2, (shape.heads, -1))  # [E, n, H, V]
-        return (heads * weights[:, None, :, None]).flatten(2)
+        return list(messages), weights.repeat_interleave(shape.value_channels, dim=1)[:, None]
+
+    def rows(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Separate degrees and channels of the second linear map: [E, degrees, heads·V]."""
+        return tuple(part.unflatten(1, (-1, self.channels_summed)) for part in values)
+
+    def _joined(self, hidden: Sequence[Tensor]) -> Tensor:
+        """Put the orders together without the invariants: [E, n, width]."""
+        parts = [hidden[0][:, self.linear_1.extra :], *hidden[1:]]
+        return torch.cat(parts, dim=1).unflatten(1, (-1, self.linear_1.channels_out))
 
     def _logits(self, alpha: Tensor) -> Tensor:
         """Normalise, activate and contract invariants [E, H·A] to logits [E, H]."""

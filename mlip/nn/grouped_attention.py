@@ -6,14 +6,14 @@ rest is computed again there. Weights are constants and there is no second deriv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mlip.nn.attention_edges import AttentionEdges
-from mlip.ops import segment_sum
+from mlip.ops.rotation import add_slopes, add_to_ends, rotate_gather
 
 if TYPE_CHECKING:
     from mlip.nn.graph_attention import EquivariantGraphAttention
@@ -37,88 +37,102 @@ class _GroupedAttention(torch.autograd.Function):
         *inputs: Tensor,
     ) -> Tensor:
         edges = _replaced(edges, *(tensor.detach() for tensor in inputs))
-        matrices = layer.linear_1.matrices()
         kept: list[Tensor] = []
-        out = x.new_empty(len(x), x.shape[1], layer.channels_summed)
+        out = x.new_zeros(len(x), x.shape[1], layer.channels_summed)
         for group in edges.groups or ():
-            part = edges.part(group)
-            pair = layer.pair(x, x[group.atoms], part)
-            weighed = part.frames.rotate(pair).mul_(layer.radial_weights(part))
-            hidden = layer.linear_1.mix(weighed, matrices)
-            back = part.frames.rotate_back(layer.values(*hidden, part, group.n_atoms))
-            out[group.atoms] = segment_sum(back, part.target, group.n_atoms)
+            part, ends = edges.part(group), edges.ends(group)
+            matrix = part.frames.matrix
+            pair = rotate_gather(layer.rotation, x, matrix, layer.radial_weights(part), ends)
+            hidden = layer.linear_1.infer(pair)
+            message, weights = layer.activate(hidden, part, group.n_atoms, inference=True)
+            values = layer.rows(layer.linear_2.infer(message))
+            add_to_ends(layer.rotation, out, values, matrix, weights, ends[1:])
             if keep:
-                kept.extend(tensor.contiguous() for tensor in hidden)
-        ctx.layer, ctx.edges, ctx.matrices = layer, edges, matrices
+                kept.extend(hidden)
+        ctx.layer, ctx.edges = layer, edges
         ctx.save_for_backward(x, *kept)
-        return out
+        return out.mul_(edges.frames.rescale[:, None])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         layer, edges = ctx.layer, ctx.edges
         x, *kept = ctx.saved_tensors
-        of_x = torch.zeros_like(x)
-        of_inputs = [torch.empty_like(tensor) for tensor in _inputs(edges)]
+        slopes = Slopes(
+            torch.zeros_like(x),
+            torch.empty_like(edges.basis),
+            torch.zeros_like(edges.frames.matrix),
+            torch.empty_like(edges.envelope),
+        )
         gradient = gradient * edges.frames.rescale[:, None]
+        n = len(kept) // max(len(edges.groups), 1)
         for i, group in enumerate(edges.groups):
-            part = edges.part(group)
-            late = _values_backward(layer, part, kept[2 * i : 2 * i + 2], gradient[group.atoms])
-            of_hidden, of_matrix, of_envelope = late
-            of_weighed = layer.linear_1.pull_back(*of_hidden, ctx.matrices)
-            pair = layer.pair(x, x[group.atoms], part)
-            of_pair, of_basis = _weighed_backward(layer, part, pair, of_weighed, of_matrix)
-            for total, own in zip(of_inputs, (of_basis, of_matrix, of_envelope), strict=True):
-                total[group.edges] = own
-            of_x.index_add_(0, part.source, of_pair[0])
-            of_x[group.atoms].index_add_(0, part.target, of_pair[1])
-        return None, None, None, of_x, *of_inputs
+            part, ends = edges.part(group), edges.ends(group)
+            own = Slopes(slopes.x, *(tensor[group.edges] for tensor in slopes[1:]))
+            hidden = kept[i * n : i * n + n]
+            of_hidden = _late(layer, part, group.n_atoms, ends[1:], hidden, gradient, own)
+            _early(layer, part, ends, x, layer.linear_1.pull_back(of_hidden), own)
+        return None, None, None, *slopes
 
 
-def _values_backward(
-    layer: EquivariantGraphAttention, part: AttentionEdges, hidden: list[Tensor], gradient: Tensor
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Go back from sums over edges (scaled, in the frame of the crystal) to the kept tensors.
+class Slopes(NamedTuple):
+    """Gradients of features [N, K, C], radial functions, Wigner matrices and envelope."""
 
-    Returns:
-        Gradients of the outputs of the first linear map, of the Wigner matrices and the envelope.
-    """
-    message, invariants, envelope = leaves = [
+    x: Tensor
+    basis: Tensor
+    matrix: Tensor
+    envelope: Tensor
+
+
+def _late(
+    layer: EquivariantGraphAttention,
+    part: AttentionEdges,
+    n_atoms: int,
+    target: Tensor,
+    hidden: list[Tensor],
+    gradient: Tensor,
+    slopes: Slopes,
+) -> tuple[Tensor, ...]:
+    """Go back from the sums over edges to the kept tensors, whose gradients are returned."""
+    *hidden, envelope = leaves = [
         tensor.detach().requires_grad_() for tensor in (*hidden, part.envelope)
     ]
     with torch.enable_grad():
-        values = layer.values(message, invariants, part._replace(envelope=envelope), len(gradient))
-    of_back = gradient.index_select(0, part.target)
-    of_values = part.frames.rotate(of_back)
-    of_message, of_invariants, of_envelope = torch.autograd.grad(values, leaves, of_values)
-    return (of_message, of_invariants), values.detach() @ of_back.mT, of_envelope
+        message, weights = layer.activate(
+            hidden, part._replace(envelope=envelope), n_atoms, inference=True
+        )
+    matrix, constant = part.frames.matrix, weights.detach()
+    values = layer.rows(layer.linear_2.infer([tensor.detach() for tensor in message]))
+    of_weights = torch.zeros_like(constant)
+    add_slopes(
+        layer.rotation, gradient, values, matrix, constant, target, slopes.matrix, of_weights
+    )
+    of_values = rotate_gather(layer.rotation, gradient, matrix, constant, target)
+    of_message = layer.linear_2.pull_back([tensor.flatten(1) for tensor in of_values])
+    *of_hidden, of_envelope = torch.autograd.grad(
+        [*message, weights], leaves, [*of_message, of_weights]
+    )
+    slopes.envelope.copy_(of_envelope)
+    return tuple(of_hidden)
 
 
-def _weighed_backward(
+def _early(
     layer: EquivariantGraphAttention,
     part: AttentionEdges,
-    pair: Tensor,
-    gradient: Tensor,
-    of_matrix: Tensor,
-) -> tuple[list[Tensor], Tensor]:
-    """Go back from weighted pairs in the frames to sources, targets and radial basis functions.
-
-    Adds the gradient of the Wigner matrices to ``of_matrix``.
-    """
-    basis = part.basis.detach().requires_grad_()
+    ends: Tensor,
+    x: Tensor,
+    of_pair: list[Tensor],
+    slopes: Slopes,
+) -> None:
+    """Go back from weighted pairs in the frames to features and radial functions."""
+    basis, matrix = part.basis.detach().requires_grad_(), part.frames.matrix
     with torch.enable_grad():
         weights = layer.radial_weights(part._replace(basis=basis))
-    of_weights = gradient * part.frames.rotate(pair)
-    (of_basis,) = torch.autograd.grad(weights, basis, of_weights)
-    of_local = gradient.mul_(weights.detach())
-    of_matrix.baddbmm_(of_local, pair.mT)
-    back = part.frames.matrix.mT
-    return [back @ end for end in of_local.chunk(2, dim=2)], of_basis  # contiguous: fast to sum
-
-
-def _inputs(edges: AttentionEdges) -> tuple[Tensor, Tensor, Tensor]:
-    """List what depends on the positions of atoms."""
-    return edges.basis, edges.frames.matrix, edges.envelope
+    constant = weights.detach()
+    of_weights = torch.zeros_like(constant)
+    add_slopes(layer.rotation, x, of_pair, matrix, constant, ends, slopes.matrix, of_weights)
+    add_to_ends(layer.rotation, slopes.x, of_pair, matrix, constant, ends)
+    slopes.basis.copy_(torch.autograd.grad(weights, basis, of_weights)[0])
 
 
 def _replaced(

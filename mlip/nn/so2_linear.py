@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from mlip.nn.so3_layers import dense
+from mlip.ops import PackedMatrix
+
+Map = Callable[[Tensor], Tensor]
 
 
 class SO2Linear(nn.Module):
@@ -37,46 +44,87 @@ class SO2Linear(nn.Module):
             bound = 1 / math.sqrt(2 * n_degrees * channels_in)
             weight = torch.empty(2 * n_degrees * channels_out, n_degrees * channels_in)
             self.orders.append(nn.Parameter(weight.uniform_(-bound, bound)))
+        self._constants: tuple[tuple[int, ...], Constants] | None = None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map order-major [E, n, channels_in] to [E, n, channels_out] and invariants [E, extra]."""
-        return self.mix(x, self.matrices())
+    def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Map features of the orders 0, +1, −1, ….
 
-    def matrices(self) -> list[Tensor]:
-        """Write the weights of each order as one real matrix [out, in]."""
-        return [self.axial.weight, *(_complex_matrix(weight) for weight in self.orders)]
+        Args:
+            x: tensors [E, degrees, channels_in].
 
-    def mix(self, x: Tensor, matrices: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute the outputs with the matrices of `matrices`."""
-        n_edges, n_axial = x.shape[0], self.lmax + 1
-        axial = nn.functional.linear(x[:, :n_axial].flatten(1), matrices[0], self.axial.bias)
-        invariants, axial = axial[:, : self.extra], axial[:, self.extra :]
-        parts = [axial.reshape(n_edges, n_axial, self.channels_out)]
-        for rows, matrix in zip(self._rows(), matrices[1:], strict=True):
-            mixed = x[:, rows].flatten(1) @ matrix.T  # x+ and then x−
-            parts.append(mixed.view(n_edges, rows.stop - rows.start, self.channels_out))
-        return torch.cat(parts, dim=1), invariants
+        Returns:
+            Tensors [E, degrees·channels_out], the first behind ``extra`` invariants.
+        """
+        out = [self.axial(x[0].flatten(1))]
+        for weight, plus, minus in zip(self.orders, x[1::2], x[2::2], strict=True):
+            real, imaginary = weight.chunk(2)
+            maps = [partial(linear, weight=w) for w in (real, real - imaginary, real + imaginary)]
+            out += _complex_product(maps, plus.flatten(1), minus.flatten(1))
+        return out
 
-    def pull_back(self, of_x: Tensor, of_invariants: Tensor, matrices: list[Tensor]) -> Tensor:
-        """Map gradients of both outputs to that of the input."""
-        n_edges, n_axial = of_x.shape[0], self.lmax + 1
-        axial = torch.cat([of_invariants, of_x[:, :n_axial].flatten(1)], dim=1)
-        parts = [axial @ matrices[0]]
-        for rows, matrix in zip(self._rows(), matrices[1:], strict=True):
-            parts.append(of_x[:, rows].flatten(1) @ matrix)
-        channels_in = matrices[0].shape[1] // n_axial
-        return torch.cat(parts, dim=1).view(n_edges, of_x.shape[1], channels_in)
+    def infer(self, x: Sequence[Tensor]) -> list[Tensor]:
+        """Map like ``forward``, with constant weights and without derivatives."""
+        constants = self.constants()
+        out = [constants.axial(x[0].flatten(1), self.axial.bias)]
+        for maps, plus, minus in zip(constants.orders, x[1::2], x[2::2], strict=True):
+            out += _complex_product(maps, plus.flatten(1), minus.flatten(1))
+        return out
 
-    def _rows(self) -> list[slice]:
-        """Give the coefficients of the orders ±1, ±2, ..."""
-        counts = [2 * (self.lmax + 1 - m) for m in range(1, len(self.orders) + 1)]
-        starts = [self.lmax + 1 + sum(counts[:i]) for i in range(len(counts))]
-        return [slice(a, a + n) for a, n in zip(starts, counts, strict=True)]
+    def pull_back(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Map gradients of the outputs to those of the inputs, [E, degrees, channels_in]."""
+        constants = self.constants()
+        found = [constants.axial_back(gradients[0])]
+        for maps, plus, minus in zip(
+            constants.orders_back, gradients[1::2], gradients[2::2], strict=True
+        ):
+            found += _complex_product(maps, plus, minus, conjugate=True)
+        channels_in = self.axial.in_features // (self.lmax + 1)
+        return [part.unflatten(1, (-1, channels_in)) for part in found]
+
+    def constants(self) -> Constants:
+        """Prepare the weights for `infer` and `pull_back`, again when they have changed."""
+        weights = (self.axial.weight, *self.orders)
+        key = tuple(number for w in weights for number in (w.data_ptr(), w._version))
+        if self._constants is None or self._constants[0] != key:
+            axial, *orders = (weight.detach() for weight in weights)
+            parts = [weight.chunk(2) for weight in orders]
+            maps = [(real, real - imaginary, real + imaginary) for real, imaginary in parts]
+            self._constants = (
+                key,
+                Constants(
+                    PackedMatrix(axial),
+                    [[PackedMatrix(m) for m in three] for three in maps],
+                    PackedMatrix(axial.T),
+                    [[PackedMatrix(m.T) for m in three] for three in maps],
+                ),
+            )
+        return self._constants[1]
 
 
-def _complex_matrix(weight: Tensor) -> Tensor:
-    """Write (R + iI) as the real matrix [[R, −I], [I, R]] that acts on (x+, x−)."""
-    real, imaginary = weight.chunk(2)
-    return torch.cat(
-        [torch.cat([real, -imaginary], dim=1), torch.cat([imaginary, real], dim=1)], dim=0
-    )
+class Constants(NamedTuple):
+    """Matrices of an `SO2Linear`: R, R − I and R + I of each order m > 0; transposed ones."""
+
+    axial: PackedMatrix
+    orders: list[list[PackedMatrix]]
+    axial_back: PackedMatrix
+    orders_back: list[list[PackedMatrix]]
+
+
+def _complex_product(
+    maps: Sequence[Map], plus: Tensor, minus: Tensor, conjugate: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Apply R + iI, or R − iI, to x+ + i x− by three real products (after Gauss).
+
+    R x+ ∓ I x− = R (x+ + x−) − (R ± I) x−, R x− ± I x+ = R (x+ + x−) − (R ∓ I) x+.
+
+    Args:
+        maps: products with R, R − I and R + I.
+        plus: x+, [E, in].
+        minus: x−.
+        conjugate: take the lower signs.
+    """
+    real, difference, total = maps
+    if conjugate:
+        difference, total = total, difference
+    both = real(plus + minus)
+    return both - total(minus), both - difference(plus)

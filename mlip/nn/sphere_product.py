@@ -7,6 +7,8 @@ exactly: every such grid gives the same numbers, and the smallest one is used.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor
 
 from mlip.nn.so3_layers import add_to_scalars
 from mlip.ops import table_like
-from mlip.so3 import degree_major, latitude_longitude_grid, order_major
+from mlip.ops.backend import CHECK_EDGES, compare, default_backend, use_kernel
+from mlip.so3 import degree_major, latitude_longitude_grid, order_major, order_sizes
 
 
 class SphereBasis(NamedTuple):
@@ -29,6 +32,9 @@ class SphereBasis(NamedTuple):
     mmax: int
     in_frame: bool
     points: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        return f"product on the sphere, degrees ≤ {self.lmax}, orders ≤ {self.mmax}"
 
 
 def is_exact(lmax: int, mmax: int, points: tuple[int, int]) -> bool:
@@ -79,9 +85,62 @@ def swiglu_s2(basis: SphereBasis, x: Tensor, scalars: Tensor) -> Tensor:
         [N, n, C].
     """
     first, second = x.chunk(2, dim=2)
+    scalars, gate = swiglu_scalars(scalars)
+    product = sphere_product(basis, first, second) * gate[:, None]
+    return add_to_scalars(product, scalars)
+
+
+def swiglu_scalars(scalars: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute silu(s₁)·s₂ and σ(g) of `swiglu_s2`: [N, C] each."""
     s1, s2, gate = scalars.chunk(3, dim=1)
-    product = sphere_product(basis, first, second) * torch.sigmoid(gate)[:, None]
-    return add_to_scalars(product, torch.nn.functional.silu(s1) * s2)
+    return torch.nn.functional.silu(s1) * s2, torch.sigmoid(gate)
+
+
+def gated_orders(
+    basis: SphereBasis, hidden: Sequence[Tensor], extra: int, gate: Tensor
+) -> tuple[Tensor, ...]:
+    """Multiply the halves of the channels of functions in frames, times a gate.
+
+    By compiled code where it can run, which has first derivatives only.
+
+    Args:
+        basis: of the coefficients, in_frame.
+        hidden: for the orders 0, +1, −1, … [E, degrees·2C], the first behind ``extra`` numbers.
+        extra: those.
+        gate: [E, C].
+
+    Returns:
+        For each order [E, degrees, C].
+    """
+    block = 16 if gate.dtype == torch.float32 else 8
+    odd = None
+    if basis.points is not None:
+        odd = "the grid is a published one"
+    elif gate.shape[1] % block:
+        odd = f"{gate.shape[1]} channels are not a multiple of {block}"
+
+    def fast(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
+        from mlip.ops.cpu.sphere import sphere_product as compiled
+
+        return compiled(basis.lmax, basis.mmax, exact_grid(basis), extra, gate, hidden)
+
+    def plain(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
+        joined = torch.cat([hidden[0][:, extra:], *hidden[1:]], dim=1)
+        first, second = joined.unflatten(1, (-1, 2 * gate.shape[1])).chunk(2, dim=2)
+        product = sphere_product(basis, first, second) * gate[:, None]
+        return product.split(order_sizes(basis.lmax, basis.mmax), dim=1)
+
+    def check() -> tuple[float, float]:
+        return compare(plain, fast, [tensor[:CHECK_EDGES] for tensor in (gate, *hidden)])
+
+    use = len(gate) and use_kernel(default_backend(), basis, [gate, *hidden], check, odd)
+    return (fast if use else plain)(gate, *hidden)
+
+
+@lru_cache(maxsize=64)
+def exact_grid(basis: SphereBasis) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Return what makes `grid_matrices`, the same object for the same basis."""
+    return partial(grid_matrices, basis)
 
 
 def gate_by_degree(x: Tensor, scalars: Tensor, degrees: Tensor) -> Tensor:

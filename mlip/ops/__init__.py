@@ -9,7 +9,9 @@ from mlip.ops.edge_gradient import forces_and_virial
 from mlip.ops.messages import sum_messages
 from mlip.ops.nearest import nearest_edges
 from mlip.ops.neighborhood import Neighborhood, neighborhood
+from mlip.ops.packed_linear import PackedMatrix
 from mlip.ops.recompute import by_groups
+from mlip.ops.rotation import RotationSignature, rotate_gather, rotate_scatter
 from mlip.ops.segment import segment_sum
 from mlip.ops.softmax import envelope_softmax
 from mlip.ops.tables import table_like
@@ -19,6 +21,8 @@ __all__ = [
     "ConvolutionSignature",
     "Features",
     "Neighborhood",
+    "PackedMatrix",
+    "RotationSignature",
     "by_groups",
     "convolution",
     "default_backend",
@@ -27,6 +31,8 @@ __all__ = [
     "nearest_edges",
     "neighborhood",
     "radial_convolution",
+    "rotate_gather",
+    "rotate_scatter",
     "segment_sum",
     "sum_messages",
     "table_like",

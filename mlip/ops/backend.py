@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Literal, cast, get_args
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops.convolution import ConvolutionSignature, Features
+from mlip.ops.convolution import Features
 
 Backend = Literal["auto", "torch", "numba"]
 
@@ -58,40 +58,39 @@ def numba_missing() -> str | None:
     return None if llvmlite.binding.get_host_cpu_name() else "the processor is unknown to LLVM"
 
 
-def refusal(signature: ConvolutionSignature, tensors: list[Tensor]) -> str | None:
-    """Why these inputs cannot go through the CPU kernel of the convolution, or None."""
+def refusal(tensors: list[Tensor], unsupported: str | None) -> str | None:
+    """Why these inputs cannot go through a CPU kernel, or None."""
     dtypes = {tensor.dtype for tensor in tensors}
     if any(tensor.device.type != "cpu" for tensor in tensors):
         return "tensors are not on the CPU"
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         return f"tensors are {', '.join(sorted(map(str, dtypes)))}; expected float32 or float64"
-    degree = max((max(path) for path in signature.paths), default=0)
-    if degree > HIGHEST_DEGREE:
-        return f"degree {degree} is above {HIGHEST_DEGREE}"
-    return numba_missing()
+    return unsupported or numba_missing()
 
 
 def use_kernel(
     backend: Backend,
-    signature: ConvolutionSignature,
+    signature: Hashable,
     tensors: list[Tensor],
     check: Callable[[], tuple[float, float]],
+    unsupported: str | None = None,
 ) -> bool:
     """Decide whether the CPU kernel runs.
 
     Args:
         backend: what was asked for.
-        signature: shapes of the convolution.
+        signature: the operator and its shapes; what ``str`` makes of it stands in messages.
         tensors: all inputs that carry gradients.
         check: computes the worst relative error against float64 of the kernel and of plain
             PyTorch on a part of the inputs; called at most once for each set of shapes.
+        unsupported: why the kernel does not cover the signature, if so.
 
     Raises:
         InputError: the kernel was asked for by name and cannot run.
     """
     if backend == "torch":
         return False
-    reason = refusal(signature, tensors)
+    reason = refusal(tensors, unsupported)
     if reason is None and backend == "auto" and not _tracing():
         key = (signature, tensors[0].dtype, len(tensors))
         with _lock:
@@ -100,7 +99,7 @@ def use_kernel(
             reason = _refused[key]
     elif reason is not None and backend == "numba":
         raise InputError(
-            f"backend='numba' cannot run this convolution: {reason}; choose 'auto' or 'torch'"
+            f"backend='numba' cannot run the {signature}: {reason}; choose 'auto' or 'torch'"
         )
     return reason is None
 
@@ -111,13 +110,10 @@ def _tracing() -> bool:
 
 
 def _checked(
-    signature: ConvolutionSignature, dtype: torch.dtype, check: Callable[[], tuple[float, float]]
+    signature: Hashable, dtype: torch.dtype, check: Callable[[], tuple[float, float]]
 ) -> str | None:
     """Compare once; log what was found in one line."""
-    name = (
-        f"convolution of channels {signature.channels}, {len(signature.paths)} paths, "
-        f"{str(dtype).removeprefix('torch.')}"
-    )
+    name = f"{signature}, {str(dtype).removeprefix('torch.')}"
     start = time.perf_counter()
     try:
         error, plain = check()

@@ -51,6 +51,9 @@ class ConvolutionSignature:
         """Channels of each output degree 0 … max: input channels concatenated over paths."""
         return _out_channels(self)
 
+    def __str__(self) -> str:
+        return f"convolution of channels {self.channels}, {len(self.paths)} paths"
+
 
 @cache
 def _paths(signature: ConvolutionSignature) -> tuple[Path, ...]:

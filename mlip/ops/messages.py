@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mlip.ops.backend import CHECK_EDGES, Backend, compare, use_kernel
+from mlip.ops.backend import CHECK_EDGES, HIGHEST_DEGREE, Backend, compare, use_kernel
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.neighborhood import Neighborhood
 
@@ -41,7 +41,9 @@ def sum_messages(
     def check() -> tuple[float, float]:
         return _compared(signature, tensors, len(features), neighbors)
 
-    if radial.shape[0] and use_kernel(backend, signature, tensors, check):
+    degree = max((max(path) for path in signature.paths), default=0)
+    high = f"degree {degree} is above {HIGHEST_DEGREE}" if degree > HIGHEST_DEGREE else None
+    if radial.shape[0] and use_kernel(backend, signature, tensors, check, high):
         from mlip.ops.cpu.convolution import cpu_convolution
 
         return cpu_convolution(

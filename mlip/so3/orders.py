@@ -22,3 +22,9 @@ def order_major(lmax: int, mmax: int) -> tuple[Coefficient, ...]:
     """List (l, m) with |m| ≤ min(l, mmax): m = 0, +1, −1, +2, −2, …, inside an order l rising."""
     signed = [0, *(sign * order for order in range(1, mmax + 1) for sign in (1, -1))]
     return tuple((degree, order) for order in signed for degree in range(abs(order), lmax + 1))
+
+
+def order_sizes(lmax: int, mmax: int) -> tuple[int, ...]:
+    """Count the coefficients of the orders 0, +1, −1, … in the sequence of ``order_major``."""
+    higher = (lmax + 1 - order for order in range(1, mmax + 1) for _ in (1, -1))
+    return (lmax + 1, *higher)

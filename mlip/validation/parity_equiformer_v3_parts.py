@@ -26,7 +26,7 @@ from mlip.nn.so3_layers import MergedLayerNorm, SO3Linear
 from mlip.nn.sphere_feed_forward import SphereFeedForward
 from mlip.nn.sphere_product import SphereBasis, gate_by_degree, grid_matrices, swiglu_s2
 from mlip.ops import envelope_softmax
-from mlip.so3 import degree_major, order_major, spherical_harmonics, wigner_matrices
+from mlip.so3 import degree_major, order_major, order_sizes, spherical_harmonics, wigner_matrices
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -169,10 +169,10 @@ def _linear_layers(arrays: Arrays) -> dict[str, float]:
         linear = _load(
             SO2Linear(4, 2, 6, 5, extra), arrays, group, "x.so2_linear_1.", "x.linear_1."
         )
-        y, invariants = linear(_get(arrays, f"{group}/x"))
-        result[group] = _worst(y, _get(arrays, f"{group}/y"))
+        y = torch.cat(linear(_get(arrays, f"{group}/x").split(order_sizes(4, 2), dim=1)), dim=1)
+        result[group] = _worst(y[:, extra:], _get(arrays, f"{group}/y").flatten(1))
         if extra:
-            result[f"{group} extra"] = _worst(invariants, _get(arrays, f"{group}/extra"))
+            result[f"{group} extra"] = _worst(y[:, :extra], _get(arrays, f"{group}/extra"))
     return result
 
 

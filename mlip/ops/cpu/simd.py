@@ -153,6 +153,16 @@ class Writer:
 
     def store_sum(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
         """Write the sum over lanes, added pairwise in a fixed order."""
+        self.builder.store(self._lane_sum(value), array.at(index), align=self.align)
+
+    def add_sum(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
+        """Add the sum over lanes to one number."""
+        address = array.at(index)
+        before = self.builder.load(address, align=self.align, typ=self.scalar)
+        total = self.builder.fadd(before, self._lane_sum(value))
+        self.builder.store(total, address, align=self.align)
+
+    def _lane_sum(self, value: ir.Value) -> ir.Value:
         width = self.width
         while width > 1:
             width //= 2
@@ -163,8 +173,7 @@ class Writer:
                 for part in (range(width), range(width, 2 * width))
             ]
             value = self.builder.fadd(*halves)
-        total = self.builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
-        self.builder.store(total, array.at(index), align=self.align)
+        return self.builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
     @contextlib.contextmanager
     def loop(self, count: Int, start: int = 0, step: int = 1) -> Iterator[Int]:

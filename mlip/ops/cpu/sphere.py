@@ -1,0 +1,91 @@
+"""Gated products of functions on the sphere, in the frames of edges, by compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlip.ops.cpu import cache, threads
+from mlip.ops.cpu.library import as_array
+from mlip.ops.cpu.runner import SERIAL
+from mlip.so3 import order_sizes
+
+Grid = Callable[[], tuple[Tensor, Tensor]]
+
+
+@lru_cache(maxsize=64)
+def _module(lmax: int, mmax: int, grid: Grid, dtype: str) -> ModuleType:
+    """Generate, or read from the cache, the code of a grid."""
+    from mlip.ops.cpu.sphere_text import factorise, source_text
+
+    tables = factorise(*grid(), lmax, mmax)
+    return cache.load(f"sphere_l{lmax}m{mmax}_{dtype}", source_text(tables, lmax, mmax, dtype))
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, lmax: int, mmax: int, grid: Grid, extra: int, gate: Tensor, *hidden: Tensor
+    ) -> tuple[Tensor, ...]:
+        sizes, width = order_sizes(lmax, mmax), gate.shape[1]
+        out = tuple(gate.new_empty(len(gate), n, width) for n in sizes)
+        ctx.module = _module(lmax, mmax, grid, str(gate.dtype).removeprefix("torch."))
+        ctx.extra, ctx.sizes = extra, sizes
+        ctx.save_for_backward(gate, *hidden)
+        _run(ctx.module.product, sizes, extra, gate, hidden, out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        gate, *hidden = ctx.saved_tensors
+        found = [torch.empty_like(gate), *(torch.empty_like(tensor) for tensor in hidden)]
+        found[1][:, : ctx.extra] = 0
+        more = [tensor.numpy().reshape(-1) for tensor in (*found[1:], found[0])]
+        _run(ctx.module.gradient, ctx.sizes, ctx.extra, gate, hidden, gradients, *more)
+        return None, None, None, None, *found
+
+
+def _run(
+    loop: Any,
+    sizes: tuple[int, ...],
+    extra: int,
+    gate: Tensor,
+    hidden: Sequence[Tensor],
+    products: Sequence[Tensor],
+    *more: np.ndarray,
+) -> None:
+    n_edges, width = gate.shape
+    first = np.array([extra, *(0 for _ in sizes[1:])], dtype=np.int64)
+    step = first + 2 * width * np.array(sizes, dtype=np.int64)
+    arrays = [[as_array(tensor).reshape(-1) for tensor in part] for part in (hidden, products)]
+    call = partial(loop, *arrays[0], first, step, as_array(gate).reshape(-1), *arrays[1], width)
+    parts = 1 if n_edges * width < SERIAL // 16 else 2 * threads.available_threads()
+    cuts = [n_edges * i // parts for i in range(parts + 1)]
+    tasks = [partial(call, *more, a, b) for a, b in pairwise(cuts) if b > a]
+    threads.run(tasks)
+
+
+def sphere_product(
+    lmax: int, mmax: int, grid: Grid, extra: int, gate: Tensor, hidden: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Multiply the halves of the channels of functions on the sphere; first derivatives only.
+
+    Args:
+        lmax, mmax: degrees and orders.
+        grid: makes the matrices to the smallest exact grid and back, order-major; hashable.
+        extra: numbers in front of the first tensor that are something else.
+        gate: [E, h], factors of the product; h a multiple of 16 (float64: 8).
+        hidden: for the orders 0, +1, −1, … contiguous [E, degrees·2h], the first with ``extra``.
+
+    Returns:
+        For each order [E, degrees, h].
+    """
+    return _Product.apply(lmax, mmax, grid, extra, gate, *hidden)

@@ -1,0 +1,72 @@
+"""Products on the sphere in the frames of edges, compiled, against quadrature on a fine grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mlip.nn.sphere_product import SphereBasis, gated_orders, grid_matrices
+from mlip.ops.cpu.sphere_text import factorise
+from mlip.so3 import order_sizes
+
+DOUBLE = torch.float64
+
+
+def inputs(lmax: int, mmax: int, width: int, extra: int) -> tuple[Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = order_sizes(lmax, mmax)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=DOUBLE)
+
+    hidden = [randn(6, 2 * width * n + (extra if i == 0 else 0)) for i, n in enumerate(sizes)]
+    return randn(6, width), hidden
+
+
+def on_fine_grid(lmax: int, mmax: int, extra: int, gate: Tensor, *hidden: Tensor) -> Tensor:
+    """Multiply on an equiangular grid far finer than needed."""
+    there, back = grid_matrices(SphereBasis(lmax, mmax, True, (6 * lmax + 2, 6 * mmax + 3)))
+    rows = torch.cat([hidden[0][:, extra:], *hidden[1:]], dim=1)
+    first, second = rows.unflatten(1, (-1, 2 * gate.shape[1])).chunk(2, dim=2)
+    return back @ ((there @ first) * (there @ second)) * gate[:, None]
+
+
+@pytest.mark.parametrize(("lmax", "mmax"), [(4, 2), (6, 2), (2, 2), (3, 0)])
+@pytest.mark.parametrize("variable", ["numba", "torch"])
+def test_values_and_gradients(monkeypatch, lmax, mmax, variable):
+    monkeypatch.setenv("MLIP_BACKEND", variable)
+    extra = 11
+    gate, hidden = inputs(lmax, mmax, 16, extra)
+    leaves = [tensor.requires_grad_() for tensor in (gate, *hidden)]
+    found = torch.cat(gated_orders(SphereBasis(lmax, mmax, True), hidden, extra, gate), dim=1)
+    expected = on_fine_grid(lmax, mmax, extra, *leaves)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    for a, b in zip(
+        torch.autograd.grad(found.square().sum(), leaves),
+        torch.autograd.grad(expected.square().sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("basis", "width", "reason"),
+    [
+        (SphereBasis(4, 2, True), 12, "12 channels are not a multiple of 8"),
+        (SphereBasis(4, 2, True, (14, 8)), 16, "the grid is a published one"),
+    ],
+)
+def test_what_the_compiled_code_cannot_do_is_done_plainly(monkeypatch, basis, width, reason):
+    gate, hidden = inputs(4, 2, width, 0)
+    found = torch.cat(gated_orders(basis, hidden, 0, gate), dim=1)
+    torch.testing.assert_close(found, on_fine_grid(4, 2, 0, gate, *hidden), rtol=0, atol=1e-11)
+    monkeypatch.setenv("MLIP_BACKEND", "numba")
+    with pytest.raises(ValueError, match=reason):
+        gated_orders(basis, hidden, 0, gate)
+
+
+def test_only_grids_of_circles_are_factorised():
+    there, back = grid_matrices(SphereBasis(4, 2, True))
+    with pytest.raises(ValueError, match="no product of latitudes and longitudes"):
+        factorise(there[torch.randperm(len(there), generator=torch.Generator())], back, 4, 2)
