@@ -32,11 +32,11 @@ ResumeOption = Annotated[
 ]
 
 
-def build_calculator(potential: str, device: str, dtype: str) -> Any:
+def build_calculator(potential: str, device: str, dtype: str, *, tabulate: bool = False) -> Any:
     """Load a potential as calculator and print which one, where and in which precision."""
     from mlip.simulation.calculator import Calculator
 
-    calculator = Calculator(potential, device=device, dtype=dtype)
+    calculator = Calculator(potential, device=device, dtype=dtype, tabulate=tabulate)
     typer.echo(calculator.description, err=True)
     return calculator
 

@@ -50,6 +50,9 @@ RepeatOption = Annotated[
 IntervalOption = Annotated[int, typer.Option(help="Steps between trajectory frames.")]
 LogIntervalOption = Annotated[int, typer.Option(help="Steps between lines of the log.")]
 CheckpointIntervalOption = Annotated[int, typer.Option(help="Steps between checkpoints.")]
+TabulateOption = Annotated[
+    bool, typer.Option("--tabulate", help="EquiformerV3: splines for its radial networks.")
+]
 SeedOption = Annotated[int, typer.Option(help="Of velocities and random forces.")]
 
 
@@ -73,6 +76,7 @@ def md(
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    tabulate: TabulateOption = False,
     resume: ResumeOption = False,
 ) -> None:
     """Run molecular dynamics on a structure.
@@ -90,7 +94,7 @@ def md(
     if not resume:
         _refuse_to_replace((trajectory, log, checkpoint))
     atoms = _read(structure, repeat)
-    calculator = build_calculator(potential, device, dtype)
+    calculator = build_calculator(potential, device, dtype, tabulate=tabulate)
     with plain_warnings(), progress_bar() as progress:
         total = steps if time is None else round(1000 * time / timestep)
         task = progress.add_task(ensemble, total=total, note="")
@@ -121,6 +125,8 @@ def md(
             resume=resume,
             on_log=on_log,
         )
+    if tabulate:
+        typer.echo(calculator.potential.model.table_report, err=True)
     _print(result, trajectory)
     raise typer.Exit(0 if result.status == "completed" else 1)
 

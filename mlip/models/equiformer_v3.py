@@ -13,9 +13,13 @@ leave the energy unchanged: SO(2) linear maps mix +m with −m.
 
 from __future__ import annotations
 
+import copy
+import logging
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
+from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -23,6 +27,7 @@ from mlip.graph import batch_index, number_of_graphs
 from mlip.models.direct import DirectPrediction
 from mlip.nn.attention_edges import AttentionEdges, group_edges
 from mlip.nn.edge_frames import EdgeFrameBuilder
+from mlip.nn.edge_radial import EdgeRadialMLP
 from mlip.nn.equiformer_heads import EnergyHead, StressHead
 from mlip.nn.force_encoding import encode_forces
 from mlip.nn.graph_attention import (
@@ -36,6 +41,8 @@ from mlip.nn.species import rows_of_elements
 from mlip.nn.sphere_feed_forward import SphereFeedForward
 from mlip.nn.sphere_product import SphereBasis, is_exact
 from mlip.ops import nearest_edges
+
+logger = logging.getLogger("mlip")
 
 ENVELOPE_ORDER = 5
 AVERAGE_DEGREE = 23.395238876342773  # of all published models
@@ -138,6 +145,8 @@ class EquiformerV3(nn.Module):
     def __init__(self, config: EquiformerV3Config) -> None:
         super().__init__()
         self.config = config
+        self.tabulated: set[int] | None = None  # element rows, if splines are used
+        self.table_report = ""
         self.register_buffer("species_of", rows_of_elements(config.elements), persistent=False)
         shape = _attention_shape(config)
         freeze = config.published and config.prediction == "gradient"
@@ -207,15 +216,59 @@ class EquiformerV3(nn.Module):
             if keep is not None:
                 vectors, distance, edge_index = vectors[keep], distance[keep], edge_index[:, keep]
         source, target = edge_index[0], edge_index[1]
+        if self.tabulated is not None:
+            self.add_tables(species.unique().tolist())
         return AttentionEdges(
             source,
             target,
             species[source],
             species[target],
             self.frames(vectors),
-            uniform_gaussians(distance, config.n_radial, config.cutoff),
+            self._basis(distance) if self.tabulated is None else distance[:, None],
             polynomial_envelope(distance / config.cutoff, ENVELOPE_ORDER),
         )
+
+    def with_tables(self) -> EquiformerV3:
+        """Return the model with splines in place of its radial networks, for inference.
+
+        Weights are shared and must not change. Pairs of elements are tabulated when they first
+        occur, or before by `add_tables`.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        model = copy.deepcopy(self, shared)
+        for network in model._radial_networks():
+            network.tabulate(self._basis, self.cutoff)
+        model.tabulated = set()
+        return model
+
+    def add_tables(self, rows: Iterable[int]) -> None:
+        """Tabulate the radial networks of all pairs of element rows.
+
+        The largest error goes to ``table_report`` and to the logger "mlip".
+        """
+        known = self.tabulated or set()
+        wanted = known.union(rows)
+        pairs = [(a, b) for a in wanted for b in wanted if not {a, b} <= known]
+        if not pairs:
+            return
+        self.tabulated = wanted
+        tables = [network.table for network in self._radial_networks() if network.table]
+        for table in tables:
+            table.add(pairs)
+        symbols = ", ".join(chemical_symbols[self.elements[row]] for row in sorted(wanted))
+        report = (
+            f"radial networks as splines, {symbols}: largest error "
+            f"{max(table.error for table in tables):.1e} of the largest weight, "
+            f"{sum(table.size for table in tables) / 1e6:.0f} MB"
+        )
+        logger.info("%s", report)
+        self.table_report = report
+
+    def _radial_networks(self) -> list[EdgeRadialMLP]:
+        return [module for module in self.modules() if isinstance(module, EdgeRadialMLP)]
+
+    def _basis(self, distance: Tensor) -> Tensor:
+        return uniform_gaussians(distance, self.config.n_radial, self.config.cutoff)
 
     def embed(self, graph: Any, species: Tensor, edges: AttentionEdges) -> Tensor:
         """Make the first features [N, K, C] of elements, neighbours and known forces."""

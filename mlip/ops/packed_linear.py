@@ -22,6 +22,10 @@ class PackedMatrix:
         if self.packed:
             self.matrix = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), ROWS)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> PackedMatrix:
+        """Share the constant: tensors of oneDNN cannot be copied."""
+        return self
+
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map [E, in] to [E, out]."""
         if self.packed:

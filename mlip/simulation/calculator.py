@@ -46,10 +46,13 @@ class Calculator(ase_calculator.Calculator):
             object already has. Energies are summed in float64 either way.
         skin: extra neighbour distance, Å; neighbours are searched again only after atoms moved
             half of it. It changes no result, bit for bit.
+        tabulate: take splines for the radial networks of EquiformerV3, made when elements first
+            occur; the error is told to the logger "mlip", about 1e-8 of the weights.
 
     Raises:
         CheckpointError: the file is missing, damaged or of another version.
-        InputError: unknown dtype, a device that is not there, or a negative skin.
+        InputError: unknown dtype, a device that is not there, a negative skin, or ``tabulate`` for
+            a model that has nothing to tabulate.
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012
@@ -62,6 +65,7 @@ class Calculator(ase_calculator.Calculator):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         skin: float = 0.0,
+        tabulate: bool = False,
     ) -> None:
         super().__init__()
         self.announced = False  # that forces are direct, here or by who runs the calculator
@@ -74,6 +78,8 @@ class Calculator(ase_calculator.Calculator):
             self._source = str(path.resolve()) if path.is_file() else str(potential)
             self.potential = load_potential(self._source, device or "cpu", dtype or "float32")
             self.potential.requires_grad_(False)
+        if tabulate:
+            self.potential = _tabulated(self.potential)
         self._neighbours = VerletList(self.potential.cutoff, skin)
         self.parameters.update(
             potential=self._source or type(self.potential.model).__name__,
@@ -81,6 +87,7 @@ class Calculator(ase_calculator.Calculator):
             device=str(self.potential.device),
             dtype=str(self.potential.dtype).removeprefix("torch."),
             skin=float(skin),
+            tabulate=tabulate,
         )
         logger.info("%s", self.description)
 
@@ -101,6 +108,7 @@ class Calculator(ase_calculator.Calculator):
         return (
             f"potential {p['potential']} (hash {p['model_hash']}), device {p['device']}, "
             f"dtype {p['dtype']}, back end {getattr(self.potential.model, 'backend', 'torch')}"
+            + (", radial networks as splines" if p["tabulate"] else "")
             + ("" if self.conservative else ", direct forces (not conservative)")
         )
 
@@ -184,7 +192,7 @@ class Calculator(ase_calculator.Calculator):
     def __getstate__(self) -> dict[str, Any]:
         """Keep path and settings; weights only of a potential that has no file."""
         p = self.parameters
-        state = {key: p[key] for key in ("device", "dtype", "skin", "model_hash")}
+        state = {key: p[key] for key in ("device", "dtype", "skin", "tabulate", "model_hash")}
         state["source"], state["announced"] = self._source, self.announced
         state["weights"] = _to_bytes(self.potential) if self._source is None else None
         return state
@@ -195,7 +203,7 @@ class Calculator(ase_calculator.Calculator):
         Raises:
             CheckpointError: the file is gone or holds other weights than when it was pickled.
         """
-        settings = {key: state[key] for key in ("device", "dtype", "skin")}
+        settings = {key: state[key] for key in ("device", "dtype", "skin", "tabulate")}
         if state["weights"] is None:
             Calculator.__init__(self, state["source"], **settings)
         else:
@@ -249,7 +257,8 @@ def describe(calculator: Any) -> str:
     """Name a calculator in run records: equal names give equal numbers on one machine."""
     if isinstance(calculator, Calculator):
         settings = calculator.parameters
-        return f"potential {settings['model_hash']} in {settings['dtype']}"
+        splines = " with splines" if settings["tabulate"] else ""
+        return f"potential {settings['model_hash']} in {settings['dtype']}{splines}"
     return f"calculator {type(calculator).__name__}"
 
 
@@ -264,6 +273,18 @@ def _converted(
     if wanted == potential.dtype and place == potential.device:
         return potential
     return copy.deepcopy(potential).to_dtype(wanted).to(place)
+
+
+def _tabulated(potential: Potential) -> Potential:
+    """Return a copy that shares the weights and has splines for its radial networks."""
+    make = getattr(potential.model, "with_tables", None)
+    if not callable(make):
+        raise InputError(
+            f"tabulate is for EquiformerV3; this potential is a {type(potential.model).__name__}"
+        )
+    model = make()
+    memo = {id(tensor): tensor for tensor in (*potential.parameters(), *potential.buffers())}
+    return copy.deepcopy(potential, memo | {id(potential.model): model})
 
 
 def _to_bytes(potential: Potential) -> bytes:

@@ -85,3 +85,32 @@ def segment_shares(logits, weights, rowptr, epsilon, out, n0, n1):  # type: igno
         for e in range(first, last):
             for i in range(width):
                 out[e, i] /= total[i] + epsilon
+
+
+@njit(**OPTIONS)
+def table_values(table, rows, interval, t, out, e0, e1):  # type: ignore[no-untyped-def]
+    """Evaluate cubic polynomials: out[e] = Σ_k table[rows[e], interval[e], k]·t[e]^k."""
+    for e in range(e0, e1):
+        a = table[rows[e], interval[e]]
+        x = t[e]
+        for c in range(out.shape[1]):
+            out[e, c] = a[0, c] + x * (a[1, c] + x * (a[2, c] + x * a[3, c]))
+
+
+@njit(**OPTIONS)
+def table_slopes(table, rows, interval, t, gradient, out, e0, e1):  # type: ignore[no-untyped-def]
+    """Sum the derivatives of ``table_values`` with respect to t, times gradients."""
+    width = gradient.shape[1]
+    sums = np.empty(16, gradient.dtype)
+    for e in range(e0, e1):
+        a = table[rows[e], interval[e]]
+        x = t[e]
+        x2, x3 = x + x, 3 * x * x
+        sums[:] = 0
+        for block in range(0, width - 15, 16):
+            for i in range(16):
+                c = block + i
+                sums[i] += gradient[e, c] * (a[1, c] + x2 * a[2, c] + x3 * a[3, c])
+        for c in range(width - width % 16, width):
+            sums[0] += gradient[e, c] * (a[1, c] + x2 * a[2, c] + x3 * a[3, c])
+        out[e] = sums.sum()

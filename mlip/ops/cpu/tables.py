@@ -1,0 +1,45 @@
+"""Rows of piecewise cubic polynomials, by compiled loops."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip.ops.cpu import cache, threads
+from mlip.ops.cpu.library import as_array
+from mlip.ops.cpu.runner import SERIAL
+
+
+def table_values(table: Tensor, rows: Tensor, interval: Tensor, t: Tensor) -> Tensor:
+    """Evaluate Σ_k table[rows, interval, k]·t^k: [E, n].
+
+    Args:
+        table: [P, intervals, 4, n] coefficients.
+        rows: [E] first index, int64.
+        interval: [E] second index.
+        t: [E] place within the interval.
+    """
+    out = torch.empty(len(t), table.shape[3], dtype=table.dtype)
+    _run(cache.loops().table_values, table, rows, interval, t, out.numpy())
+    return out
+
+
+def table_slopes(
+    table: Tensor, rows: Tensor, interval: Tensor, t: Tensor, gradient: Tensor
+) -> Tensor:
+    """Compute the derivative of Σ gradient·`table_values` with respect to t: [E]."""
+    out = torch.empty_like(t)
+    _run(cache.loops().table_slopes, table, rows, interval, t, as_array(gradient), out.numpy())
+    return out
+
+
+def _run(loop: Any, table: Tensor, rows: Tensor, interval: Tensor, t: Tensor, *more: Any) -> None:
+    call = partial(loop, *(as_array(x) for x in (table, rows, interval, t)), *more)
+    n_edges = len(t)
+    parts = 1 if n_edges * table.shape[3] < SERIAL else 2 * threads.available_threads()
+    cuts = [n_edges * i // parts for i in range(parts + 1)]
+    threads.run([partial(call, a, b) for a, b in pairwise(cuts) if b > a])
