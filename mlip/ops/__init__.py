@@ -9,7 +9,6 @@ from mlip.ops.edge_gradient import forces_and_virial
 from mlip.ops.messages import sum_messages
 from mlip.ops.nearest import nearest_edges
 from mlip.ops.neighborhood import Neighborhood, neighborhood
-from mlip.ops.packed_linear import PackedMatrix
 from mlip.ops.recompute import by_groups
 from mlip.ops.rotation import RotationSignature, rotate_gather, rotate_scatter
 from mlip.ops.segment import segment_sum
@@ -21,7 +20,6 @@ __all__ = [
     "ConvolutionSignature",
     "Features",
     "Neighborhood",
-    "PackedMatrix",
     "RotationSignature",
     "by_groups",
     "convolution",

@@ -1,12 +1,20 @@
 """Time EquiformerV3 at its published MPtrj size beside the published arrangement of its operations.
 
-    python scripts/bench/equiformer_v3.py [--atoms 32 108] [--repeats 5] [--threads 1]
+    python scripts/bench/equiformer_v3.py [--atoms 32 108] [--repeats 5] [--threads 1] [--forms …]
 
 Energy, forces and stress of rattled copper, gradient mode, random weights, float32. Both take the
 same graph and give the same numbers (checked). They run in turn, each in a process of its own that
 stays alive, so that a busy moment of the machine hits both; the ratio is that of each pair of runs.
-Peak memory is that of the process, less what it held before its first run. ``--only`` measures one
-of the two: the published arrangement keeps 0.2 MB for each edge and block, too much for many atoms.
+Peak memory is that of the process, less what it held before its first run.
+
+``--forms`` chooses what runs: ``--forms mlip`` for instance where the published arrangement, which
+keeps 0.2 MB for each edge and block, needs too much memory. Each form adds a step to those before:
+
+    published   operations as in the official code
+    stored      smallest exact grids, layers on coefficients, tables of elements, plain PyTorch
+    groups      a few atoms at a time; all but one tensor is computed again in the backward pass
+    mlip        compiled rotations and products on the sphere: the default
+    splines     radial networks as splines, an option
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-FORMS = ("published", "mlip")
+FORMS = ("published", "stored", "groups", "mlip", "splines")
 
 
 def build(form: str, number: int, threads: int) -> Callable[[], tuple[Any, ...]]:
@@ -32,14 +40,20 @@ def build(form: str, number: int, threads: int) -> Callable[[], tuple[Any, ...]]
     from ase.build import bulk
     from equiformer_v3_published import PublishedForm
 
+    import mlip.models.equiformer_v3 as equiformer_v3
     from mlip.graph import atoms_to_graph
     from mlip.models import create_model
     from mlip.potential import Potential
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
+    step = FORMS.index(form)
+    if step < FORMS.index("mlip"):
+        os.environ["MLIP_BACKEND"] = "torch"
+    if step < FORMS.index("groups"):
+        equiformer_v3.group_edges = lambda target, n_atoms: None  # noqa: ARG005
     model: Any = create_model("equiformer_v3", {"elements": (29,)}).eval().requires_grad_(False)
-    potential = Potential(model)
+    potential = Potential(model.with_tables() if form == "splines" else model)
     repeats = {32: (2, 2, 2), 108: (3, 3, 3), 256: (4, 4, 4)}[number]
     atoms = bulk("Cu", a=3.61, cubic=True).repeat(repeats)
     atoms.rattle(0.05, seed=0)
@@ -69,7 +83,7 @@ def work(form: str, number: int, threads: int) -> None:
 
 
 def measure(number: int, forms: list[str], args: argparse.Namespace) -> str:
-    """Run the forms in turn and make a row of the table."""
+    """Run the forms in turn and make the rows of the table."""
     command = [sys.executable, __file__, "--threads", str(args.threads), "--worker"]
     workers = {
         form: subprocess.Popen(
@@ -89,15 +103,18 @@ def measure(number: int, forms: list[str], args: argparse.Namespace) -> str:
                 runs[form].append(found)
     for worker in workers.values():
         worker.communicate()
-    if len(forms) == 2:
-        pairs = zip(*(runs[form][0]["numbers"] for form in forms), strict=True)
-        assert all(abs(a - b) < 1e-4 * (1 + abs(a)) for a, b in pairs), "the numbers differ"
-    cells = [f"{_spread([r['s'] for r in v])} | {v[-1]['MiB']:.0f}" for v in runs.values()]
-    if len(forms) == 2:
-        ratios = [a["s"] / b["s"] for a, b in zip(*runs.values(), strict=True)]
-        memory = runs["published"][-1]["MiB"] / runs["mlip"][-1]["MiB"]
-        cells.append(f"{_spread(ratios)} | {memory:.1f}")
-    return f"| {number} | {' | '.join(cells)} |"
+    first = runs[forms[0]]
+    for form in forms[1:]:
+        pairs = zip(first[0]["numbers"], runs[form][0]["numbers"], strict=True)
+        assert all(abs(a - b) < 1e-4 * (1 + abs(a)) for a, b in pairs), f"{form}: other numbers"
+    rows = []
+    for form in forms:
+        ratios = [a["s"] / b["s"] for a, b in zip(first, runs[form], strict=True)]
+        memory = first[-1]["MiB"] / runs[form][-1]["MiB"]
+        cells = [_spread([r["s"] for r in runs[form]]), f"{runs[form][-1]['MiB']:.0f}"]
+        cells += ["", ""] if form == forms[0] else [_spread(ratios), f"{memory:.1f}"]
+        rows.append(f"| {number} | {form} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def _spread(values: list[float]) -> str:
@@ -110,24 +127,22 @@ def main() -> None:
     parser.add_argument("--atoms", type=int, nargs="+", default=[32, 108], choices=[32, 108, 256])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=FORMS)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["published", "mlip"])
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(args.worker[0], int(args.worker[1]), args.threads)
     import torch
 
-    forms = [args.only] if args.only else list(FORMS)
     print(
         f"EquiformerV3 L4 N7, energy + forces + stress, float32, {args.threads} thread(s) of "
         f"{platform.processor() or platform.machine()} ({os.cpu_count()} cores), "
         f"torch {torch.__version__}, {args.repeats} repeats after 1"
     )
-    heads = [f"{form} (s) | {form} peak (MiB)" for form in forms]
-    heads += ["times faster | times less memory"] if len(forms) == 2 else []
-    print(f"| atoms | {' | '.join(heads)} |")
+    print("| atoms | form | s | peak (MiB) | times faster | times less memory |")
+    print("|--:|---|--:|--:|--:|--:|")
     for number in args.atoms:
-        print(measure(number, forms, args), flush=True)
+        print(measure(number, args.forms, args), flush=True)
     return None
 
 
