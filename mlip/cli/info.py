@@ -71,7 +71,8 @@ def _backends() -> dict[str, Any]:
         "torch": "always there; every operator, every device",
         "numba": f"cannot run: {missing}"
         if missing
-        else f"convolution, segment sums; CPU, float32 and float64, degrees to {HIGHEST_DEGREE}",
+        else f"CPU, float32 and float64: convolution (degrees to {HIGHEST_DEGREE}), segment sums, "
+        "rotations and products on the sphere of EquiformerV3",
     }
     if missing is None:
         from llvmlite import binding

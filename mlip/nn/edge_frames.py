@@ -1,9 +1,9 @@
 """Frames of edges: features rotated so that the edge is the polar axis, orders |m| ≤ mmax kept.
 
 After the reduction of SO(3) to SO(2) convolutions (Passaro and Zitnick, arXiv 2302.03655). Wigner
-matrices are stored as dense rows over all degrees: one small product an edge, whose rows come out
-in the order that the next layer reads, is as fast as one product for each degree and the copies
-that sort their rows, for lmax 4 and 6 (3.9 and 11.8 µs an edge against 4.5 and 11.2 on one core).
+matrices are stored as dense rows over all degrees, in the order that the next layer reads: in plain
+PyTorch one small product an edge is as fast as one for each degree and the copies that sort their
+rows. Compiled code (``mlip.ops.rotation``) reads the nonzero blocks alone.
 """
 
 from __future__ import annotations
@@ -31,14 +31,6 @@ class EdgeFrames(NamedTuple):
     matrix: Tensor
     rescale: Tensor
     degrees: Tensor
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """Turn features [E, K, C] into the frames: [E, n, C], order-major."""
-        return self.matrix @ x
-
-    def rotate_back(self, x: Tensor) -> Tensor:
-        """Turn features [E, n, C] of the frames back: [E, K, C]."""
-        return (self.matrix.mT @ x) * self.rescale[:, None]
 
     def rotate_back_axial(self, x: Tensor) -> Tensor:
         """Turn features with m = 0 alone, [E, lmax+1, C], back: [E, K, C]."""

@@ -17,7 +17,7 @@ from mlip.nn.so3_layers import SO3Linear, add_to_scalars
 from mlip.nn.sphere_product import (
     SphereBasis,
     gate_by_degree,
-    gated_orders,
+    gated_product,
     swiglu_s2,
     swiglu_scalars,
 )
@@ -134,7 +134,7 @@ class EquivariantGraphAttention(nn.Module):
             messages = message.split(self.rotation.sizes, dim=1)
         elif inference:
             scalars, gate = swiglu_scalars(scalars)
-            messages = gated_orders(shape.sphere, hidden, self.linear_1.extra, gate)
+            messages = gated_product(shape.sphere, hidden, self.linear_1.extra, gate)
             messages = (add_to_scalars(messages[0], scalars), *messages[1:])
         else:
             message = swiglu_s2(shape.sphere, self._joined(hidden), scalars)

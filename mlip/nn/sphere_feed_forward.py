@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mlip.nn.so3_layers import SO3Linear, add_to_scalars, dense, mix_channels
-from mlip.nn.sphere_product import SphereBasis, sphere_product
+from mlip.nn.sphere_product import SphereBasis, gated_product, sphere_product
 from mlip.ops import by_groups
 
 ATOMS_PER_GROUP = 8  # and thread: what a group touches stays in the cache of a core
@@ -38,7 +38,9 @@ class SphereFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, K, channels] to the same shape."""
-        product, scalars = self._activate(x, self.expand(self.linear_1(x)))
+        first, second = self.expand(self.linear_1(x)).chunk(2, dim=2)
+        gate, scalars = self._invariants(x)
+        product = sphere_product(self.basis, first, second) * gate[:, None]
         return self.linear_2(add_to_scalars(self.contract(product), scalars))
 
     def infer(self, x: Tensor) -> Tensor:
@@ -48,7 +50,8 @@ class SphereFeedForward(nn.Module):
         def group(_: int, rows: Tensor) -> Tensor:
             hidden = mix_channels(rows, first)
             hidden[:, 0] += bias
-            product, scalars = self._activate(rows, hidden)
+            gate, scalars = self._invariants(rows)
+            (product,) = gated_product(self.basis, [hidden.flatten(1)], 0, gate)
             scalars = nn.functional.linear(scalars, self.linear_2.weight[0], self.linear_2.bias)
             return add_to_scalars(mix_channels(product, second), scalars)
 
@@ -73,11 +76,7 @@ class SphereFeedForward(nn.Module):
             self._fold = (key, (first, bias, second))
         return self._fold[1]
 
-    def _activate(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Multiply both halves of [N, K, 2·hidden] on the sphere; compute what l = 0 gets more."""
-        invariants = x[:, 0]
-        first, second = hidden.chunk(2, dim=2)
-        product = sphere_product(self.basis, first, second)
-        product = product * torch.sigmoid(self.gate(invariants))[:, None]
-        s1, s2 = self.scalars(invariants).chunk(2, dim=1)
-        return product, nn.functional.silu(s1) * s2
+    def _invariants(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the gate of the product and what l = 0 gets more, [N, hidden] each."""
+        s1, s2 = self.scalars(x[:, 0]).chunk(2, dim=1)
+        return torch.sigmoid(self.gate(x[:, 0])), nn.functional.silu(s1) * s2

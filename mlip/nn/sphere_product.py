@@ -96,22 +96,24 @@ def swiglu_scalars(scalars: Tensor) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.silu(s1) * s2, torch.sigmoid(gate)
 
 
-def gated_orders(
+def gated_product(
     basis: SphereBasis, hidden: Sequence[Tensor], extra: int, gate: Tensor
 ) -> tuple[Tensor, ...]:
-    """Multiply the halves of the channels of functions in frames, times a gate.
+    """Multiply the halves of the channels of functions on the sphere, times a gate.
 
     By compiled code where it can run, which has first derivatives only.
 
     Args:
-        basis: of the coefficients, in_frame.
-        hidden: for the orders 0, +1, −1, … [E, degrees·2C], the first behind ``extra`` numbers.
+        basis: of the coefficients.
+        hidden: [N, rows·2C]; one tensor for each of the orders 0, +1, −1, … in a frame, otherwise
+            one for all. The first begins with ``extra`` numbers.
         extra: those.
-        gate: [E, C].
+        gate: [N, C].
 
     Returns:
-        For each order [E, degrees, C].
+        For each tensor [N, rows, C].
     """
+    lmax, mmax = basis.lmax, basis.mmax
     block = 16 if gate.dtype == torch.float32 else 8
     odd = None
     if basis.points is not None:
@@ -122,13 +124,13 @@ def gated_orders(
     def fast(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
         from mlip.ops.cpu.sphere import sphere_product as compiled
 
-        return compiled(basis.lmax, basis.mmax, exact_grid(basis), extra, gate, hidden)
+        return compiled(lmax, mmax, basis.in_frame, order_major_grid(basis), extra, gate, hidden)
 
     def plain(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
         joined = torch.cat([hidden[0][:, extra:], *hidden[1:]], dim=1)
         first, second = joined.unflatten(1, (-1, 2 * gate.shape[1])).chunk(2, dim=2)
         product = sphere_product(basis, first, second) * gate[:, None]
-        return product.split(order_sizes(basis.lmax, basis.mmax), dim=1)
+        return product.split(order_sizes(lmax, mmax), dim=1) if basis.in_frame else (product,)
 
     def check() -> tuple[float, float]:
         return compare(plain, fast, [tensor[:CHECK_EDGES] for tensor in (gate, *hidden)])
@@ -138,9 +140,9 @@ def gated_orders(
 
 
 @lru_cache(maxsize=64)
-def exact_grid(basis: SphereBasis) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Return what makes `grid_matrices`, the same object for the same basis."""
-    return partial(grid_matrices, basis)
+def order_major_grid(basis: SphereBasis) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Return what makes `grid_matrices` in a frame, the same object for the same basis."""
+    return partial(grid_matrices, basis._replace(in_frame=True))
 
 
 def gate_by_degree(x: Tensor, scalars: Tensor, degrees: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def _rotations(arrays: Arrays) -> dict[str, float]:
 
 
 def _frames(arrays: Arrays) -> dict[str, float]:
-    """Apply the frames to unit matrices, which gives the official dense matrices."""
+    """Compare Wigner matrices there, and back with the factors of the orders left out."""
     result = {}
     rotation = _get(arrays, "rot/R")
     for name in arrays:
@@ -95,12 +95,10 @@ def _frames(arrays: Arrays) -> dict[str, float]:
             continue
         lmax, mmax = int(match[1]), int(match[2])
         frames = EdgeFrameBuilder(lmax, mmax).from_rotations(rotation)
-        k, n = (lmax + 1) ** 2, len(order_major(lmax, mmax))
-        there = frames.rotate(torch.eye(k, dtype=torch.float64).expand(len(rotation), k, k))
-        back = frames.rotate_back(torch.eye(n, dtype=torch.float64).expand(len(rotation), n, n))
+        back = frames.matrix.mT * frames.rescale[:, None]
         inverse = _get(arrays, name.replace("wigner_", "wigner_inv_"))
         axial = torch.eye(lmax + 1, dtype=torch.float64).expand(len(rotation), -1, -1)
-        result[name] = _worst(there, _get(arrays, name))
+        result[name] = _worst(frames.matrix, _get(arrays, name))
         result[f"{name} inverse"] = _worst(back, inverse)
         result[f"{name} axial"] = _worst(frames.rotate_back_axial(axial), inverse[:, :, : lmax + 1])
     return result

@@ -1,4 +1,4 @@
-"""Gated products of functions on the sphere, in the frames of edges, by compiled code."""
+"""Gated products of functions on the sphere by compiled code."""
 
 from __future__ import annotations
 
@@ -15,31 +15,29 @@ from torch import Tensor
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array
 from mlip.ops.cpu.runner import SERIAL
-from mlip.so3 import order_sizes
 
 Grid = Callable[[], tuple[Tensor, Tensor]]
 
 
 @lru_cache(maxsize=64)
-def _module(lmax: int, mmax: int, grid: Grid, dtype: str) -> ModuleType:
+def _module(lmax: int, mmax: int, in_frame: bool, grid: Grid, dtype: str) -> ModuleType:
     """Generate, or read from the cache, the code of a grid."""
     from mlip.ops.cpu.sphere_text import factorise, source_text
 
-    tables = factorise(*grid(), lmax, mmax)
-    return cache.load(f"sphere_l{lmax}m{mmax}_{dtype}", source_text(tables, lmax, mmax, dtype))
+    text = source_text(factorise(*grid(), lmax, mmax), lmax, mmax, in_frame, dtype)
+    return cache.load(f"sphere_l{lmax}m{mmax}_{dtype}", text)
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, lmax: int, mmax: int, grid: Grid, extra: int, gate: Tensor, *hidden: Tensor
+        ctx: Any, module: ModuleType, extra: int, gate: Tensor, *hidden: Tensor
     ) -> tuple[Tensor, ...]:
-        sizes, width = order_sizes(lmax, mmax), gate.shape[1]
+        sizes, width = module.ROWS, gate.shape[1]
         out = tuple(gate.new_empty(len(gate), n, width) for n in sizes)
-        ctx.module = _module(lmax, mmax, grid, str(gate.dtype).removeprefix("torch."))
-        ctx.extra, ctx.sizes = extra, sizes
+        ctx.module, ctx.extra = module, extra
         ctx.save_for_backward(gate, *hidden)
-        _run(ctx.module.product, sizes, extra, gate, hidden, out)
+        _run(module.product, module.ROWS, extra, gate, hidden, out)
         return out
 
     @staticmethod
@@ -49,8 +47,8 @@ class _Product(torch.autograd.Function):
         found = [torch.empty_like(gate), *(torch.empty_like(tensor) for tensor in hidden)]
         found[1][:, : ctx.extra] = 0
         more = [tensor.numpy().reshape(-1) for tensor in (*found[1:], found[0])]
-        _run(ctx.module.gradient, ctx.sizes, ctx.extra, gate, hidden, gradients, *more)
-        return None, None, None, None, *found
+        _run(ctx.module.gradient, ctx.module.ROWS, ctx.extra, gate, hidden, gradients, *more)
+        return None, None, *found
 
 
 def _run(
@@ -74,18 +72,26 @@ def _run(
 
 
 def sphere_product(
-    lmax: int, mmax: int, grid: Grid, extra: int, gate: Tensor, hidden: Sequence[Tensor]
+    lmax: int,
+    mmax: int,
+    in_frame: bool,
+    grid: Grid,
+    extra: int,
+    gate: Tensor,
+    hidden: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Multiply the halves of the channels of functions on the sphere; first derivatives only.
 
     Args:
         lmax, mmax: degrees and orders.
+        in_frame: coefficients are order-major, an array for each order; else degree-major in one.
         grid: makes the matrices to the smallest exact grid and back, order-major; hashable.
         extra: numbers in front of the first tensor that are something else.
-        gate: [E, h], factors of the product; h a multiple of 16 (float64: 8).
-        hidden: for the orders 0, +1, −1, … contiguous [E, degrees·2h], the first with ``extra``.
+        gate: [N, h], factors of the product; h a multiple of 16 (float64: 8).
+        hidden: contiguous [N, rows·2h], the first with ``extra``.
 
     Returns:
-        For each order [E, degrees, h].
+        For each array [N, rows, h].
     """
-    return _Product.apply(lmax, mmax, grid, extra, gate, *hidden)
+    dtype = str(gate.dtype).removeprefix("torch.")
+    return _Product.apply(_module(lmax, mmax, in_frame, grid, dtype), extra, gate, *hidden)

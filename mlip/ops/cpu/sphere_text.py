@@ -1,4 +1,4 @@
-"""Source text of the product of two functions on the sphere, in the frames of edges.
+"""Source text of the product of two functions on the sphere.
 
 With latitudes θ and signed orders μ, a function is a(θ, φ) = Σ_μ A_μ(θ) u_μ(φ), where
 A_μ(θ) = Σ_l P_lμ(θ) a_lμ: the product over φ becomes a short sum over pairs of orders,
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mlip.ops.cpu.simd import lanes
-from mlip.so3 import order_sizes
+from mlip.so3 import degree_major, order_major, order_sizes
 
 NEGLIGIBLE = 1e-13  # entries of the tables that are zero but for rounding
 
@@ -61,9 +61,25 @@ def factorise(to_grid: Tensor, from_grid: Tensor, lmax: int, mmax: int) -> Spher
     return SphereTables(p, q, pairs)
 
 
-def source_text(tables: SphereTables, lmax: int, mmax: int, dtype: str) -> str:
-    """Write the module for one grid and one precision, float32 or float64."""
+def block_sizes(lmax: int, mmax: int, in_frame: bool) -> tuple[int, ...]:
+    """Count the rows of the arrays that hold a function: one for each order, or one for all."""
     sizes = order_sizes(lmax, mmax)
+    return sizes if in_frame else (sum(sizes),)
+
+
+def _places(lmax: int, mmax: int, in_frame: bool) -> list[tuple[int, int, int]]:
+    """List order, array and row in the array of each coefficient, in the order-major sequence."""
+    sizes = order_sizes(lmax, mmax)
+    rows = [(mu, mu, row) for mu, size in enumerate(sizes) for row in range(size)]
+    if in_frame:
+        return rows
+    sequence, stored = order_major(lmax, mmax), degree_major(lmax, mmax)
+    return [(mu, 0, stored.index(pair)) for (mu, _, _), pair in zip(rows, sequence, strict=True)]
+
+
+def source_text(tables: SphereTables, lmax: int, mmax: int, in_frame: bool, dtype: str) -> str:
+    """Write the module for one grid and one precision, float32 or float64."""
+    sizes = block_sizes(lmax, mmax, in_frame)
     blocks = range(len(sizes))
     names = {
         f"{mark}{kind}": ", ".join(text.format(i=i, a=mark) for i in blocks)
@@ -87,7 +103,8 @@ import numpy as np
 from numba import njit
 from mlip.ops.cpu.simd import straight_line
 T = {lanes(dtype)}
-ROWS = {sizes!r}  # of the orders
+ROWS = {sizes!r}  # of the arrays of a function
+PLACES = {_places(lmax, mmax, in_frame)!r}  # order, array, row of each coefficient
 THERE = {_rounded(tables.there)}  # [latitude][row]
 BACK = {_rounded(tables.back.T)}  # [latitude][row]
 PAIRS = {tables.pairs!r}
@@ -102,13 +119,12 @@ def _rounded(table: Tensor) -> list[list[float]]:
 
 LOOPS = '''
 OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False, cache=True)
-ROW_OF = [(mu, r) for mu in range(len(ROWS)) for r in range(ROWS[mu])]
 
 
 def waves(k, table, rows):
     """Amplitudes of the orders on one circle of latitude, from vectors of rows; zeros left out."""
     found = {}
-    for (mu, _), factor, row in zip(ROW_OF, table, rows, strict=True):
+    for (mu, _, _), factor, row in zip(PLACES, table, rows, strict=True):
         if factor:
             term = k.constant(factor), row
             found[mu] = k.fma(*term, found[mu]) if mu in found else k.mul(*term)
@@ -126,24 +142,24 @@ def coupled(k, sums, terms):
 
 
 def loaded(k, arrays, firsts, stride):
-    return [k.load(arrays[mu], firsts[mu] + stride * r) for mu, r in ROW_OF]
+    return [k.load(arrays[b], firsts[b] + stride * r) for _, b, r in PLACES]
 
 
 @written
 def product_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h):
     """Multiply the two halves of the channels of one edge, for one block of channels."""
     Y, fy, M, fm = [<Y_ARRAYS>], [<Y_FIRSTS>], [<M_ARRAYS>], [<M_FIRSTS>]
-    sums = [k.accumulator(k.zero()) for _ in ROW_OF]
+    sums = [k.accumulator(k.zero()) for _ in PLACES]
     for there, back in zip(THERE, BACK, strict=True):
         a = waves(k, there, loaded(k, Y, fy, h * 2))
         b = waves(k, there, loaded(k, Y, [f + h for f in fy], h * 2))
         c = coupled(k, {}, [(m, t, a.get(i), b.get(j)) for m, i, j, t in PAIRS])
-        for total, (mu, _), factor in zip(sums, ROW_OF, back, strict=True):
+        for total, (mu, _, _), factor in zip(sums, PLACES, back, strict=True):
             if factor and mu in c:
                 total.add(k.constant(factor), c[mu])
     scale = k.load(GATE, gate)
-    for (mu, r), total in zip(ROW_OF, sums, strict=True):
-        k.store(M[mu], fm[mu] + h * r, k.mul(scale, total.value))
+    for (_, b, r), total in zip(PLACES, sums, strict=True):
+        k.store(M[b], fm[b] + h * r, k.mul(scale, total.value))
 
 
 @written
@@ -153,7 +169,7 @@ def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, <Y_EDGE_GRADIENTS>, DGA
     slopes = [<Y_GRADIENTS>]
     of_gate = k.accumulator(k.zero())
     scale = k.load(GATE, gate)
-    sums = [[k.accumulator(k.zero()) for _ in ROW_OF] for _ in range(2)]
+    sums = [[k.accumulator(k.zero()) for _ in PLACES] for _ in range(2)]
     for there, back in zip(THERE, BACK, strict=True):
         a = waves(k, there, loaded(k, Y, fy, h * 2))
         b = waves(k, there, loaded(k, Y, [f + h for f in fy], h * 2))
@@ -163,13 +179,13 @@ def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, <Y_EDGE_GRADIENTS>, DGA
         for mu, amplitude in of_a.items():
             of_gate.add(amplitude, a[mu]) if mu in a else None
         for side, of in enumerate((of_a, of_b)):
-            for total, (mu, _), factor in zip(sums[side], ROW_OF, there, strict=True):
+            for total, (mu, _, _), factor in zip(sums[side], PLACES, there, strict=True):
                 if factor and mu in of:
                     total.add(k.constant(factor), of[mu])
     for side in range(2):
-        for (mu, r), total in zip(ROW_OF, sums[side], strict=True):
-            at = fy[mu] + h * (2 * r + side)
-            k.store(slopes[mu], at, k.mul(scale, total.value))
+        for (_, b, r), total in zip(PLACES, sums[side], strict=True):
+            at = fy[b] + h * (2 * r + side)
+            k.store(slopes[b], at, k.mul(scale, total.value))
     k.store(DGATE, gate, of_gate.value)
 
 

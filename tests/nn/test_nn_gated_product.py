@@ -1,4 +1,4 @@
-"""Products on the sphere in the frames of edges, compiled, against quadrature on a fine grid."""
+"""Gated products on the sphere, compiled and plain, against quadrature on a fine grid."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlip.nn.sphere_product import SphereBasis, gated_orders, grid_matrices
+from mlip.nn.sphere_product import SphereBasis, gated_product, grid_matrices
 from mlip.ops.cpu.sphere_text import factorise
-from mlip.so3 import order_sizes
+from mlip.so3 import degree_major, order_major, order_sizes
 
 DOUBLE = torch.float64
 
@@ -39,7 +39,7 @@ def test_values_and_gradients(monkeypatch, lmax, mmax, variable):
     extra = 11
     gate, hidden = inputs(lmax, mmax, 16, extra)
     leaves = [tensor.requires_grad_() for tensor in (gate, *hidden)]
-    found = torch.cat(gated_orders(SphereBasis(lmax, mmax, True), hidden, extra, gate), dim=1)
+    found = torch.cat(gated_product(SphereBasis(lmax, mmax, True), hidden, extra, gate), dim=1)
     expected = on_fine_grid(lmax, mmax, extra, *leaves)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
     for a, b in zip(
@@ -48,6 +48,19 @@ def test_values_and_gradients(monkeypatch, lmax, mmax, variable):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("variable", ["numba", "torch"])
+def test_coefficients_of_atoms(monkeypatch, variable):
+    """Degree-major, in one tensor: the same numbers as in a frame."""
+    monkeypatch.setenv("MLIP_BACKEND", variable)
+    gate, hidden = inputs(3, 3, 8, 0)
+    stored = degree_major(3, 3)
+    order = [order_major(3, 3).index(pair) for pair in stored]
+    rows = torch.cat(hidden, dim=1).unflatten(1, (-1, 16))[:, order]
+    (found,) = gated_product(SphereBasis(3, 3, False), [rows.flatten(1)], 0, gate)
+    expected = on_fine_grid(3, 3, 0, gate, *hidden)[:, order]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -59,11 +72,11 @@ def test_values_and_gradients(monkeypatch, lmax, mmax, variable):
 )
 def test_what_the_compiled_code_cannot_do_is_done_plainly(monkeypatch, basis, width, reason):
     gate, hidden = inputs(4, 2, width, 0)
-    found = torch.cat(gated_orders(basis, hidden, 0, gate), dim=1)
+    found = torch.cat(gated_product(basis, hidden, 0, gate), dim=1)
     torch.testing.assert_close(found, on_fine_grid(4, 2, 0, gate, *hidden), rtol=0, atol=1e-11)
     monkeypatch.setenv("MLIP_BACKEND", "numba")
     with pytest.raises(ValueError, match=reason):
-        gated_orders(basis, hidden, 0, gate)
+        gated_product(basis, hidden, 0, gate)
 
 
 def test_only_grids_of_circles_are_factorised():
