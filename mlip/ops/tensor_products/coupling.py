@@ -6,6 +6,7 @@ With one harmonic y for all channels the product is a small matrix K(y) on the c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,17 +107,40 @@ def tensor_operator(table: Tensor, y: Tensor) -> Tensor:
 
 
 def apply_operator(operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-    """Evaluate w · K x.
+    """Evaluate w · K x, all derivatives included.
 
     Args:
         operator: K, [E, d3, d1].
         x: [E, d1, C].
-        weights: [E, 1, C].
+        weights: [E or 1, 1, C].
 
     Returns:
         [E, d3, C].
     """
-    return (operator @ x) * weights
+    return _ApplyOperator.apply(operator, x, weights)
+
+
+class _ApplyOperator(torch.autograd.Function):
+    """Without a copy of K x: fresh memory of that size costs more than the arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(operator, x, weights)
+        return (operator @ x).mul_(weights)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        operator, x, weights = ctx.saved_tensors
+        of_operator = of_x = of_weights = None
+        if ctx.needs_input_grad[0]:
+            of_operator = (gradient * weights) @ x.mT
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            pulled = operator.mT @ gradient  # K x is not needed: g · K x = x · Kᵀ g
+            if ctx.needs_input_grad[2]:
+                of_weights = (pulled * x).sum(1, keepdim=True).sum_to_size(weights.shape)
+            if ctx.needs_input_grad[1]:
+                of_x = pulled * weights
+        return of_operator, of_x, of_weights
 
 
 def _operator_table(degrees: Degrees) -> Tensor:
