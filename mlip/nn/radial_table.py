@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class RadialTable:
         self._table = torch.empty(0)
 
     def __call__(self, distance: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Evaluate the splines: [E, n_out].
+        """Evaluate the splines of pairs that were added: [E, n_out].
 
         Args:
             distance: [E], Å.
@@ -81,29 +80,26 @@ class RadialTable:
 
         with torch.inference_mode(False), torch.no_grad():
             knots = torch.linspace(0, self.cutoff, n + 1, dtype=torch.float64)
-            network = partial(_at, self.network, pair)
             ends = knots[[0, -1]]
-            values = network(knots)
-            slopes = torch.func.jvp(network, (ends,), (torch.ones_like(ends),))[1]
+            values = self.network(knots, *pair)
+            slopes = torch.func.jvp(
+                lambda r: self.network(r, *pair), (ends,), (torch.ones_like(ends),)
+            )[1]
             step = self.cutoff / n
             clamped = tuple((1, slope.numpy() * step) for slope in slopes)
             spline = CubicSpline(range(n + 1), values.numpy(), bc_type=clamped)
             found = torch.from_numpy(spline.c[::-1].copy()).permute(1, 0, 2).contiguous()
             middle = found[:, 0] + found[:, 1] / 2 + found[:, 2] / 4 + found[:, 3] / 8
-            exact = network(knots[:-1] + step / 2)
+            exact = self.network(knots[:-1] + step / 2, *pair)
             error = float((middle - exact).abs().max() / values.abs().max())
         return found, error
-
-
-def _at(network: Callable[[Tensor, int, int], Tensor], pair: tuple[int, int], r: Tensor) -> Tensor:
-    return network(r, *pair)
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, distance: Tensor, table: Tensor, rows: Tensor, density: float) -> Tensor:
         place = distance.clamp(min=0.0) * density
-        interval = place.long().clamp(max=table.shape[1] - 1)
+        interval = place.long().clamp(0, table.shape[1] - 1)
         t = place - interval
         ctx.save_for_backward(table, rows, interval, t)
         ctx.density = density

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mlip.nn.so3_layers import dense
+from mlip.nn.so3_layers import dense, versions
 
 Matrices = tuple[Tensor, Tensor, Tensor]
 
@@ -75,7 +75,7 @@ class SO2Linear(nn.Module):
 
     def constants(self) -> list[Matrices]:
         """Prepare the weights of orders m > 0 for inference, again when they have changed."""
-        key = tuple(number for w in self.orders for number in (w.data_ptr(), w._version))
+        key = versions(self.orders)
         if self._constants is None or self._constants[0] != key:
             self._constants = (key, [_three_real(weight.detach()) for weight in self.orders])
         return self._constants[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,11 @@ def dense(channels_in: int, channels_out: int, *, bias: bool = True) -> nn.Linea
         if bias:
             layer.bias.zero_()
     return layer
+
+
+def versions(weights: Iterable[Tensor]) -> tuple[int, ...]:
+    """Return a key that changes when weights are replaced or changed in place."""
+    return tuple(number for w in weights for number in (w.data_ptr(), w._version))
 
 
 def split_by_degree(x: Tensor, lmax: int) -> tuple[Tensor, ...]:

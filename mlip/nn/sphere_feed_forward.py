@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mlip.nn.so3_layers import SO3Linear, add_to_scalars, dense, mix_channels
+from mlip.nn.so3_layers import SO3Linear, add_to_scalars, dense, mix_channels, versions
 from mlip.nn.sphere_product import SphereBasis, gated_product, sphere_product
 from mlip.ops import by_groups
 
@@ -68,7 +68,7 @@ class SphereFeedForward(nn.Module):
             self.contract.weight,
             self.linear_2.weight,
         )
-        key = tuple(number for w in weights for number in (w.data_ptr(), w._version))
+        key = versions(weights)
         if self._fold is None or self._fold[0] != key:
             w1, b1, expand, contract, w2 = (w.detach().double() for w in weights)
             found = (expand @ w1, expand @ b1, w2 @ contract)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mlip.nn.so3_layers import add_to_scalars
 from mlip.ops import table_like
-from mlip.ops.backend import CHECK_EDGES, compare, default_backend, use_kernel
+from mlip.ops.backend import CHECK_EDGES, compare, default_backend, odd_channels, use_kernel
 from mlip.so3 import degree_major, latitude_longitude_grid, order_major, order_sizes
 
 
@@ -114,12 +114,9 @@ def gated_product(
         For each tensor [N, rows, C].
     """
     lmax, mmax = basis.lmax, basis.mmax
-    block = 16 if gate.dtype == torch.float32 else 8
-    odd = None
+    odd = odd_channels(gate.shape[1], gate.dtype)
     if basis.points is not None:
         odd = "the grid is a published one"
-    elif gate.shape[1] % block:
-        odd = f"{gate.shape[1]} channels are not a multiple of {block}"
 
     def fast(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
         from mlip.ops.cpu.sphere import sphere_product as compiled

@@ -26,6 +26,7 @@ Backend = Literal["auto", "torch", "numba"]
 
 HIGHEST_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
 CHECK_EDGES = 512
+CHANNEL_BLOCK = {torch.float32: 16, torch.float64: 8}  # channels of one vector
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of results and gradients
 
 logger = logging.getLogger("mlip")
@@ -56,6 +57,12 @@ def numba_missing() -> str | None:
     except ImportError as error:
         return f"Numba cannot be imported ({error})"
     return None if llvmlite.binding.get_host_cpu_name() else "the processor is unknown to LLVM"
+
+
+def odd_channels(channels: int, dtype: torch.dtype) -> str | None:
+    """Why compiled code without padding cannot take so many channels, or None."""
+    block = CHANNEL_BLOCK.get(dtype, 1)
+    return f"{channels} channels are not a multiple of {block}" if channels % block else None
 
 
 def refusal(tensors: list[Tensor], unsupported: str | None) -> str | None:

@@ -19,7 +19,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mlip.ops.backend import CHECK_EDGES, Backend, compare, default_backend, use_kernel
+from mlip.ops.backend import (
+    CHECK_EDGES,
+    Backend,
+    compare,
+    default_backend,
+    odd_channels,
+    use_kernel,
+)
 from mlip.ops.segment import segment_sum
 from mlip.so3 import degree_major, order_major, order_sizes
 
@@ -74,7 +81,7 @@ def rotate_gather(
     Returns:
         For each of the orders 0, +1, −1, … a tensor [E, rows, P·C], end after end.
     """
-    if _use_kernel(backend, signature, x, None, matrix, scale, ends):
+    if _use_kernel(backend, signature, [x], matrix, scale, ends):
         from mlip.ops.cpu.rotation import cpu_rotate_gather
 
         return cpu_rotate_gather(signature, x, matrix, scale, ends)
@@ -101,7 +108,7 @@ def rotate_scatter(
     Returns:
         [N, (lmax+1)², C].
     """
-    if _use_kernel(backend, signature, None, orders, matrix, scale, ends):
+    if _use_kernel(backend, signature, orders, matrix, scale, ends):
         from mlip.ops.cpu.rotation import cpu_rotate_scatter
 
         return cpu_rotate_scatter(signature, orders, matrix, scale, ends, n_atoms)
@@ -117,15 +124,12 @@ def add_to_ends(
     ends: Tensor,
 ) -> None:
     """Add ``rotate_scatter`` to x [N, K, C], which is contiguous; without derivatives."""
-    if _use_kernel(default_backend(), signature, x, orders, matrix, scale, ends):
+    if _use_kernel(None, signature, [x, *orders], matrix, scale, ends):
         from mlip.ops.cpu.rotation import scatter_add
 
         scatter_add(signature, x, orders, matrix, scale, ends)
     elif len(matrix):
-        back = (matrix.mT @ (torch.cat(tuple(orders), dim=1) * _by_row(signature, scale))).chunk(
-            len(ends), dim=2
-        )
-        for part, end in zip(back, ends, strict=True):
+        for part, end in zip(_back(signature, orders, matrix, scale, ends), ends, strict=True):
             x.index_add_(0, end, part)
 
 
@@ -140,7 +144,7 @@ def add_slopes(
     of_scale: Tensor,
 ) -> None:
     """Add ∂φ/∂D and ∂φ/∂s to contiguous tensors of their shapes; without derivatives."""
-    if _use_kernel(default_backend(), signature, x, orders, matrix, scale, ends):
+    if _use_kernel(None, signature, [x, *orders], matrix, scale, ends):
         from mlip.ops.cpu.rotation import slopes_add
 
         slopes_add(signature, x, orders, matrix, scale, ends, of_matrix, of_scale)
@@ -173,12 +177,21 @@ def _scatter(
     ends: Tensor,
     n_atoms: int,
 ) -> Tensor:
-    scaled = torch.cat(orders, dim=1) * _by_row(signature, scale)
-    back = (matrix.mT @ scaled).chunk(len(ends), dim=2)
-    return sum(
-        (segment_sum(part, end, n_atoms) for part, end in zip(back[1:], ends[1:], strict=True)),
-        start=segment_sum(back[0], ends[0], n_atoms),
-    )
+    back = _back(signature, orders, matrix, scale, ends)
+    sums = [segment_sum(part, end, n_atoms) for part, end in zip(back, ends, strict=True)]
+    return sum(sums[1:], start=sums[0])
+
+
+def _back(
+    signature: RotationSignature,
+    orders: Sequence[Tensor],
+    matrix: Tensor,
+    scale: Tensor,
+    ends: Tensor,
+) -> tuple[Tensor, ...]:
+    """Scale features in the frames and rotate them back: [E, (lmax+1)², C] for each end."""
+    scaled = torch.cat(tuple(orders), dim=1) * _by_row(signature, scale)
+    return (matrix.mT @ scaled).chunk(len(ends), dim=2)
 
 
 def _by_row(signature: RotationSignature, scale: Tensor) -> Tensor:
@@ -195,8 +208,7 @@ def _by_row(signature: RotationSignature, scale: Tensor) -> Tensor:
 def _use_kernel(
     backend: Backend | None,
     signature: RotationSignature,
-    x: Tensor | None,
-    orders: Sequence[Tensor] | None,
+    features: Sequence[Tensor],
     matrix: Tensor,
     scale: Tensor,
     ends: Tensor,
@@ -204,15 +216,13 @@ def _use_kernel(
     backend = backend or default_backend()
     if backend == "torch" or not len(matrix):
         return False
-    tensors = [matrix, scale, *([x] if x is not None else orders or ())]
     width = scale.shape[2] // len(ends)
 
     def check() -> tuple[float, float]:
         return _compared(signature, matrix[:CHECK_EDGES], scale[:CHECK_EDGES], len(ends), width)
 
-    block = 16 if matrix.dtype == torch.float32 else 8
-    odd = f"{width} channels are not a multiple of {block}" if width % block else None
-    return use_kernel(backend, signature, tensors, check, odd)
+    odd = odd_channels(width, matrix.dtype)
+    return use_kernel(backend, signature, [matrix, scale, *features], check, odd)
 
 
 def _compared(

@@ -10,6 +10,7 @@ turns. Errors are relative to float64, largest over results and gradients.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 
@@ -63,8 +64,6 @@ class Product:
         self.flops = 0
 
     def __call__(self, backend: str, *inputs: Tensor) -> list[Tensor]:
-        import os
-
         os.environ["MLIP_BACKEND"] = backend
         return list(gated_product(self.basis, inputs[1:], 0, inputs[0]))
 

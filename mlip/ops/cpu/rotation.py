@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -18,12 +17,11 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
+from mlip.ops.backend import CHANNEL_BLOCK, odd_channels
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array
 from mlip.ops.cpu.runner import SERIAL
 from mlip.ops.rotation import Orders, RotationSignature
-
-BLOCK = {torch.float32: 16, torch.float64: 8}  # channels are multiples of it
 
 
 @lru_cache(maxsize=64)
@@ -56,17 +54,14 @@ class _Call:
         self.ends = as_array(ends)
         self.n_edges = n_edges
         self.by_degree = 0 if scale.shape[1] == 1 else scale.shape[2]
-        step = np.array([n * scale.shape[2] for n in signature.sizes], dtype=np.int64)
-        self.where = (np.zeros_like(step), step)
+        self.step = np.array([n * scale.shape[2] for n in signature.sizes], dtype=np.int64)
         self.serial = n_edges * n_ends * self.channels < SERIAL // 8
 
     def run(self, loop: Any, end: int, unit: int, *more: np.ndarray) -> None:
         """Call a loop for all of 0 … end − 1, cut at multiples of ``unit``."""
         arrays = [as_array(tensor).reshape(-1) for tensor in (*self.tensors, *self.orders)]
-        call = partial(loop, *arrays, *self.where, self.ends, self.channels, self.by_degree, *more)
-        parts = 1 if self.serial else 2 * threads.available_threads()
-        cuts = [round(end / unit * i / parts) * unit for i in range(parts)] + [end]
-        threads.run([partial(call, a, b) for a, b in pairwise(cuts) if b > a])
+        call = partial(loop, *arrays, self.step, self.ends, self.channels, self.by_degree, *more)
+        threads.run_range(call, end, serial=self.serial, unit=unit)
 
 
 def gather(
@@ -90,7 +85,7 @@ def scatter_add(
 ) -> None:
     """Add ``rotate_scatter`` to contiguous x [N, K, C]."""
     call = _Call(signature, x, orders, matrix, scale, ends)
-    call.run(call.module.scatter, call.channels, BLOCK[x.dtype])
+    call.run(call.module.scatter, call.channels, CHANNEL_BLOCK[x.dtype])
 
 
 def slopes_add(
@@ -127,7 +122,8 @@ def _check(
         "scale": scale.shape in ((n_edges, signature.lmax + 1, wide), (n_edges, 1, wide)),
         "ends": ends.shape == (len(ends), n_edges)
         and (not ends.numel() or (int(ends.min()) >= 0 and int(ends.max()) < len(x))),
-        "number of channels": wide == width * len(ends) and width % BLOCK[matrix.dtype] == 0,
+        "number of channels": wide == width * len(ends)
+        and odd_channels(width, matrix.dtype) is None,
         "precision": {tensor.dtype for tensor in (x, *orders, matrix, scale)} == {matrix.dtype},
         "index type": ends.dtype == torch.int64,
     }
@@ -136,7 +132,7 @@ def _check(
         raise InputError(
             f"{signature}, {n_edges} edges, {len(x)} atoms: {', '.join(wrong)} do not fit; "
             "expected the shapes of mlip.ops.rotate_gather, one precision, int64 atoms that "
-            f"exist, channels in multiples of {BLOCK[matrix.dtype]}"
+            f"exist, channels in multiples of {CHANNEL_BLOCK[matrix.dtype]}"
         )
 
 

@@ -23,7 +23,7 @@ def source_text(signature: RotationSignature, dtype: str) -> str:
         "ARRAYS": ", ".join(f"Y{i}" for i in blocks),
         "FIRSTS": ", ".join(f"y{i}" for i in blocks),
         "EDGE": ", ".join(f"Y{i}, y{i}" for i in blocks),
-        "AT": ", ".join(f"Y{i}.ctypes.data, first[{i}] + e * step[{i}] + c" for i in blocks),
+        "AT": ", ".join(f"Y{i}.ctypes.data, e * step[{i}] + c" for i in blocks),
     }
     text = LOOPS
     for name, value in names.items():
@@ -129,7 +129,7 @@ def add_entries(k, Z, DD, d):
 
 
 @njit(**OPTIONS)
-def gather(X, D, S, <ARRAYS>, first, step, ends, channels, by_degree, e0, e1):
+def gather(X, D, S, <ARRAYS>, step, ends, channels, by_degree, e0, e1):
     """Write the rows of edges e0 ... e1 - 1."""
     wide = len(ends) * channels
     s_step = S.size // ends.shape[1]
@@ -143,7 +143,7 @@ def gather(X, D, S, <ARRAYS>, first, step, ends, channels, by_degree, e0, e1):
 
 
 @njit(**OPTIONS)
-def scatter(X, D, S, <ARRAYS>, first, step, ends, channels, by_degree, c0, c1):
+def scatter(X, D, S, <ARRAYS>, step, ends, channels, by_degree, c0, c1):
     """Add the channels c0 ... c1 - 1 of all edges to X."""
     wide = len(ends) * channels
     s_step = S.size // ends.shape[1]
@@ -157,7 +157,7 @@ def scatter(X, D, S, <ARRAYS>, first, step, ends, channels, by_degree, c0, c1):
 
 
 @njit(**OPTIONS)
-def slopes(X, D, S, <ARRAYS>, first, step, ends, channels, by_degree, DD, DS, e0, e1):
+def slopes(X, D, S, <ARRAYS>, step, ends, channels, by_degree, DD, DS, e0, e1):
     """Add the gradients of matrices and scales of edges e0 ... e1 - 1 to DD and DS."""
     wide = len(ends) * channels
     s_step = S.size // ends.shape[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -65,10 +64,7 @@ def _run(
     step = first + 2 * width * np.array(sizes, dtype=np.int64)
     arrays = [[as_array(tensor).reshape(-1) for tensor in part] for part in (hidden, products)]
     call = partial(loop, *arrays[0], first, step, as_array(gate).reshape(-1), *arrays[1], width)
-    parts = 1 if n_edges * width < SERIAL // 16 else 2 * threads.available_threads()
-    cuts = [n_edges * i // parts for i in range(parts + 1)]
-    tasks = [partial(call, *more, a, b) for a, b in pairwise(cuts) if b > a]
-    threads.run(tasks)
+    threads.run_range(partial(call, *more), n_edges, serial=n_edges * width < SERIAL // 16)
 
 
 def sphere_product(

@@ -89,7 +89,6 @@ def source_text(tables: SphereTables, lmax: int, mmax: int, in_frame: bool, dtyp
             ("_GRADIENTS", "D{a}{i}"),
             ("_FIRSTS", "f{a}{i}"),
             ("_EDGE", "{a}{i}, f{a}{i}"),
-            ("_EDGE_GRADIENTS", "D{a}{i}"),
             ("_DATA", "D{a}{i}.ctypes.data"),
         )
     }
@@ -163,7 +162,7 @@ def product_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h):
 
 
 @written
-def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, <Y_EDGE_GRADIENTS>, DGATE):
+def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, <Y_GRADIENTS>, DGATE):
     """Gradients of both halves and of the gate, from those of the product in M."""
     Y, fy, M, fm = [<Y_ARRAYS>], [<Y_FIRSTS>], [<M_ARRAYS>], [<M_FIRSTS>]
     slopes = [<Y_GRADIENTS>]
@@ -177,7 +176,8 @@ def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, <Y_EDGE_GRADIENTS>, DGA
         of_b = coupled(k, {}, [(j, t, g.get(m), a.get(i)) for m, i, j, t in PAIRS])
         of_a = coupled(k, {}, [(i, t, g.get(m), b.get(j)) for m, i, j, t in PAIRS])
         for mu, amplitude in of_a.items():
-            of_gate.add(amplitude, a[mu]) if mu in a else None
+            if mu in a:
+                of_gate.add(amplitude, a[mu])
         for side, of in enumerate((of_a, of_b)):
             for total, (mu, _, _), factor in zip(sums[side], PLACES, there, strict=True):
                 if factor and mu in of:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +38,4 @@ def table_slopes(
 
 def _run(loop: Any, table: Tensor, rows: Tensor, interval: Tensor, t: Tensor, *more: Any) -> None:
     call = partial(loop, *(as_array(x) for x in (table, rows, interval, t)), *more)
-    n_edges = len(t)
-    parts = 1 if n_edges * table.shape[3] < SERIAL else 2 * threads.available_threads()
-    cuts = [n_edges * i // parts for i in range(parts + 1)]
-    threads.run([partial(call, a, b) for a, b in pairwise(cuts) if b > a])
+    threads.run_range(call, len(t), serial=len(t) * table.shape[3] < SERIAL)

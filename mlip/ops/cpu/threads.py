@@ -10,6 +10,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 
 import torch
 
@@ -31,6 +33,20 @@ def available_threads() -> int:
     """Threads that kernels use: ``torch.get_num_threads()``, within the affinity of the process."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(torch.get_num_threads(), allowed or 1))
+
+
+def run_range(call: Callable[[int, int], object], end: int, *, serial: bool, unit: int = 1) -> None:
+    """Call a loop for the ranges that make up 0 … end − 1, cut at multiples of ``unit``.
+
+    Args:
+        call: takes begin and end of a range; results must not depend on the cuts.
+        end: length.
+        serial: there is too little work to share.
+        unit: smallest part.
+    """
+    parts = 1 if serial else 2 * available_threads()
+    cuts = [*(end // unit * i // parts * unit for i in range(parts)), end]
+    run([partial(call, first, last) for first, last in pairwise(cuts) if last > first])
 
 
 def run(tasks: Sequence[Callable[[], object]]) -> None:

@@ -6,7 +6,6 @@ With one harmonic y for all channels the product is a small matrix K(y) on the c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +106,7 @@ def tensor_operator(table: Tensor, y: Tensor) -> Tensor:
 
 
 def apply_operator(operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-    """Evaluate w · K x, all derivatives included.
+    """Evaluate w · K x.
 
     Args:
         operator: K, [E, d3, d1].
@@ -117,30 +116,10 @@ def apply_operator(operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
     Returns:
         [E, d3, C].
     """
-    return _ApplyOperator.apply(operator, x, weights)
-
-
-class _ApplyOperator(torch.autograd.Function):
-    """Without a copy of K x: fresh memory of that size costs more than the arithmetic."""
-
-    @staticmethod
-    def forward(ctx: Any, operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(operator, x, weights)
-        return (operator @ x).mul_(weights)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        operator, x, weights = ctx.saved_tensors
-        of_operator = of_x = of_weights = None
-        if ctx.needs_input_grad[0]:
-            of_operator = (gradient * weights) @ x.mT
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            pulled = operator.mT @ gradient  # K x is not needed: g · K x = x · Kᵀ g
-            if ctx.needs_input_grad[2]:
-                of_weights = (pulled * x).sum(1, keepdim=True).sum_to_size(weights.shape)
-            if ctx.needs_input_grad[1]:
-                of_x = pulled * weights
-        return of_operator, of_x, of_weights
+    product = operator @ x
+    if torch.is_grad_enabled() and (product.requires_grad or weights.requires_grad):
+        return product * weights
+    return product.mul_(weights)  # fresh memory of that size costs more than the arithmetic
 
 
 def _operator_table(degrees: Degrees) -> Tensor:
