@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -106,6 +106,13 @@ class Writer:
         address = self.builder.bitcast(array.at(index), self.vector.as_pointer())
         self.builder.store(value, address, align=self.align)
 
+    def stream(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
+        """Write consecutive numbers to a whole register's width in memory, past the caches."""
+        address = self.builder.bitcast(array.at(index), self.vector.as_pointer())
+        written = self.builder.store(value, address, align=register_bytes())
+        one = self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        written.set_metadata("nontemporal", one)
+
     def prefetch(self, array: Pointer, index: Int | int, write: bool = False) -> None:
         """Ask for a cache line that will be read or written soon; any address will do."""
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -161,6 +168,35 @@ class Writer:
         before = self.builder.load(address, align=self.align, typ=self.scalar)
         total = self.builder.fadd(before, self._lane_sum(value))
         self.builder.store(total, address, align=self.align)
+
+    def lane_sums(self, values: Sequence[ir.Value]) -> ir.Value:
+        """Return a vector with the sum over lanes of each of ``lanes`` vectors, pairwise."""
+        half = self.width // 2
+        while half:
+            order = range(self.width)
+            first = [i for i in order if i % (2 * half) < half]
+            low, high = (
+                ir.Constant(
+                    ir.VectorType(ir.IntType(32), self.width),
+                    [
+                        i + offset + other * self.width
+                        for block in range(0, self.width, 2 * half)
+                        for other in (0, 1)
+                        for i in first
+                        if i // (2 * half) == block // (2 * half)
+                    ],
+                )
+                for offset in (0, half)
+            )
+            n = len(values) // 2
+            values = [
+                self.builder.fadd(
+                    self.builder.shuffle_vector(a, b, low), self.builder.shuffle_vector(a, b, high)
+                )
+                for a, b in zip(values[:n], values[n:], strict=True)
+            ]
+            half //= 2
+        return values[0]
 
     def _lane_sum(self, value: ir.Value) -> ir.Value:
         width = self.width

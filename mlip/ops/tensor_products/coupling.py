@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlip.ops.shared_operator import operator_gather
 from mlip.ops.tables import table_like
 from mlip.ops.tensor_products.interface import (
     Degrees,
@@ -116,10 +117,8 @@ def apply_operator(operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
     Returns:
         [E, d3, C].
     """
-    product = operator @ x
-    if torch.is_grad_enabled() and (product.requires_grad or weights.requires_grad):
-        return product * weights
-    return product.mul_(weights)  # fresh memory of that size costs more than the arithmetic
+    each = torch.arange(len(x), device=x.device)[None]
+    return operator_gather(x, operator, weights[:, 0].expand(len(x), -1), each)
 
 
 def _operator_table(degrees: Degrees) -> Tensor:
