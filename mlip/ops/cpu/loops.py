@@ -114,3 +114,89 @@ def table_slopes(table, rows, interval, t, gradient, out, e0, e1):  # type: igno
         for c in range(width - width % 16, width):
             sums[0] += gradient[e, c] * (a[1, c] + x2 * a[2, c] + x3 * a[3, c])
         out[e] = sums.sum()
+
+
+@njit(**OPTIONS)
+def edge_sums(gradient, vector, source, target, batch, forces, virial, e0, e1):  # type: ignore[no-untyped-def]
+    """Add the forces and the symmetric virial of edges e0 … e1 − 1; see ``edge_gradient.py``.
+
+    Sums of an atom are made first and then added: long sums of short ones lose fewer digits.
+
+    Args:
+        gradient, vector: [E, 3].
+        source, target, batch: atoms of edges, structures of atoms.
+        forces: [N, 3] float64, added to.
+        virial: [B, 3, 3] float64, added to.
+        e0, e1: edges.
+
+    Raises:
+        IndexError: an atom or a structure does not exist.
+    """
+    n_atoms = len(forces)
+    e = e0
+    while e < e1:
+        t = target[e]
+        if t < 0 or t >= n_atoms or batch[t] < 0 or batch[t] >= len(virial):
+            raise IndexError
+        fx = fy = fz = xx = yy = zz = xy = xz = yz = 0.0
+        while e < e1 and target[e] == t:
+            s = source[e]
+            if s < 0 or s >= n_atoms:
+                raise IndexError
+            gx, gy, gz = (
+                np.float64(gradient[e, 0]),
+                np.float64(gradient[e, 1]),
+                np.float64(gradient[e, 2]),
+            )
+            dx, dy, dz = vector[e, 0], vector[e, 1], vector[e, 2]
+            fx, fy, fz = fx + gx, fy + gy, fz + gz
+            forces[s, 0] -= gx
+            forces[s, 1] -= gy
+            forces[s, 2] -= gz
+            xx, yy, zz = xx + gx * dx, yy + gy * dy, zz + gz * dz
+            xy += 0.5 * (gx * dy + gy * dx)
+            xz += 0.5 * (gx * dz + gz * dx)
+            yz += 0.5 * (gy * dz + gz * dy)
+            e += 1
+        forces[t, 0] += fx
+        forces[t, 1] += fy
+        forces[t, 2] += fz
+        own = virial[batch[t]]
+        own[0, 0] += xx
+        own[1, 1] += yy
+        own[2, 2] += zz
+        for i, j, value in ((0, 1, xy), (0, 2, xz), (1, 2, yz)):
+            own[i, j] += value
+            own[j, i] += value
+
+
+@njit(**OPTIONS)
+def edge_slopes(  # type: ignore[no-untyped-def]
+    force, strain, gradient, vector, source, target, batch, of_gradient, of_vector, e0, e1
+):
+    """Write the derivatives of Σ force·forces + Σ strain·virial by the rows of ``edge_sums``.
+
+    Args:
+        force: [N, 3].
+        strain: [B, 3, 3].
+        gradient, vector, source, target, batch: as there.
+        of_gradient, of_vector: [E, 3], written.
+        e0, e1: edges.
+
+    Raises:
+        IndexError: an atom or a structure does not exist.
+    """
+    n_atoms = len(force)
+    for e in range(e0, e1):
+        s, t = source[e], target[e]
+        if min(s, t) < 0 or max(s, t) >= n_atoms or batch[t] < 0 or batch[t] >= len(strain):
+            raise IndexError
+        own = strain[batch[t]]
+        for i in range(3):
+            by_gradient, by_vector = force[t, i] - force[s, i], 0 * force[t, i]
+            for j in range(3):
+                factor = (own[i, j] + own[j, i]) / 2
+                by_gradient += factor * vector[e, j]
+                by_vector += factor * gradient[e, j]
+            of_gradient[e, i] = by_gradient
+            of_vector[e, i] = by_vector
