@@ -40,6 +40,7 @@ from mlip.ops.tensor_products import Degrees, Factors, SharedProduct, find_facto
 from mlip.so3 import spherical_harmonics
 
 ENVELOPE_ORDER = 5
+EDGES_PER_GROUP = 1024  # and thread: an edge needs less memory than in other models
 
 
 class TDNConfig(BaseModel):
@@ -162,7 +163,8 @@ class TDN(nn.Module):
         species = self.species_of[graph.atomic_numbers]
         edges = self.edges(graph.edge_vector, graph.edge_index)
         if getattr(graph, "inference", False) and not self.training:
-            edges = edges._replace(groups=group_edges(edges.target, len(species)))
+            groups = group_edges(edges.target, len(species), EDGES_PER_GROUP)
+            edges = edges._replace(groups=groups)
         x = self.embed(species, edges)
         for block in self.blocks:
             x = block(x, edges)

@@ -73,10 +73,17 @@ class AttentionEdges(NamedTuple):
         return torch.stack([self.source[group.edges], self.target[group.edges]])
 
 
-def group_edges(target: Tensor, n_atoms: int) -> tuple[Group, ...]:
-    """Cut atoms into ranges with about equally many edges; edges are sorted by ``target`` [E]."""
+def group_edges(target: Tensor, n_atoms: int, per_thread: int | None = None) -> tuple[Group, ...]:
+    """Cut atoms into ranges with about equally many edges.
+
+    Args:
+        target: [E], sorted.
+        n_atoms: N.
+        per_thread: edges of a group for each thread of the CPU; default EDGES_PER_GROUP.
+    """
     on_cpu = target.device.type == "cpu"
-    limit = EDGES_PER_GROUP * torch.get_num_threads() if on_cpu else EDGES_PER_GROUP_CUDA
+    per_thread = per_thread or EDGES_PER_GROUP
+    limit = per_thread * torch.get_num_threads() if on_cpu else EDGES_PER_GROUP_CUDA
     ends = torch.bincount(target, minlength=n_atoms).cumsum(0).tolist()
     groups, first_atom, first_edge = [], 0, 0
     for atom, end in enumerate(ends):

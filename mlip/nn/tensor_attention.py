@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from mlip.nn.attention_edges import Group
 from mlip.nn.graph_attention import smooth_leaky_relu
+from mlip.nn.grouped_tensor_attention import grouped_tensor_attention
 from mlip.nn.so3_layers import split_by_degree
-from mlip.ops import by_groups, envelope_softmax, segment_sum
-from mlip.ops.tensor_products import Factors, apply_operator
+from mlip.ops import by_groups, envelope_softmax, operator_gather, operator_scatter, segment_sum
+from mlip.ops.tensor_products import Factors
+from mlip.ops.tensor_products.coupling import operator_table, tensor_operator
 from mlip.ops.tensor_products.factors import NAMES
+from mlip.ops.tensor_products.solver import reconstruct
 
 
 class OperatorEdges(NamedTuple):
@@ -129,14 +132,15 @@ class FactorOperator(nn.Module):
     cp_b: Tensor
     cp_c: Tensor
 
-    def __init__(self, factors: Factors) -> None:
+    def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__()
         for name, factor in zip(NAMES, factors, strict=True):
-            self.register_buffer(name, factor.to(torch.get_default_dtype()))
+            self.register_buffer(name, factor.to(dtype))
 
     def forward(self, harmonics: Tensor) -> Tensor:
         """Build C diag(Bᵀ y) Aᵀ: [E, K] → [E, K, K]."""
-        return ((harmonics @ self.cp_b)[:, None] * self.cp_c) @ self.cp_a.T
+        tensor = reconstruct((self.cp_a, self.cp_b, self.cp_c))  # first: no edge then sees a rank
+        return tensor_operator(operator_table(tensor), harmonics)
 
 
 class DegreeEmbedding(nn.Module):
@@ -149,18 +153,47 @@ class DegreeEmbedding(nn.Module):
         self.scale = scale
         self.expand = SharedLinear(channels, channels)
         self.radial = radial
-        self.operator = None if factors is None else FactorOperator(factors)
+        dtype = self.expand.weight.dtype
+        self.operator = None if factors is None else FactorOperator(factors, dtype)
         self.projection = SharedLinear(channels, channels)
 
     def forward(self, edges: OperatorEdges, n_atoms: int) -> Tensor:
         """Sum products of one learnt scalar feature with the harmonics: [N, K, C]."""
-        query = self.expand.scalars(torch.ones_like(self.expand.weight[:1]))  # [1, C]
-        weights = self.radial(edges.basis) * edges.envelope[:, None]
-        scalar_column = _operator(self.operator, edges)[:, :, :1]  # K of an input with l = 0 alone
-        message = scalar_column * (weights * query)[:, None]
-        summed = segment_sum(message, edges.target, n_atoms)
+        operator = edges.operator if self.operator is None else self.operator(edges.harmonics)
+        assert operator is not None
+        column = operator[:, :, :1]  # of an input with l = 0 alone
+        inputs = edges.basis, edges.envelope, column
+        if edges.groups:
+            summed = self.sum_groups(inputs, edges.target, edges.groups, n_atoms)
+        else:
+            summed = self.sum_messages(*inputs, edges.target, n_atoms)
         degree = segment_sum(edges.envelope, edges.target, n_atoms)
         return self.projection(summed, degree) * self.scale
+
+    def sum_groups(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        target: Tensor,
+        groups: tuple[Group, ...],
+        n_atoms: int,
+    ) -> Tensor:
+        """Call `sum_messages` group by group, again in the backward pass."""
+
+        def group(i: int, basis: Tensor, envelope: Tensor, column: Tensor) -> Tensor:
+            own = target[groups[i].edges] - groups[i].first_atom
+            return self.sum_messages(basis, envelope, column, own, groups[i].n_atoms)
+
+        rows = [(each.atoms, each.edges) for each in groups]
+        return by_groups(group, rows, n_atoms, *inputs)
+
+    def sum_messages(
+        self, basis: Tensor, envelope: Tensor, column: Tensor, target: Tensor, n_atoms: int
+    ) -> Tensor:
+        """Sum messages of some edges over the atoms that they end at, [N, K, C]."""
+        query = self.expand.scalars(torch.ones_like(self.expand.weight[:1]))  # [1, C]
+        weights = self.radial(basis) * envelope[:, None]
+        y = query.expand(len(weights), 1, -1)
+        return operator_scatter(y, column, weights, target[None], n_atoms)
 
 
 class TensorAttention(nn.Module):
@@ -183,59 +216,58 @@ class TensorAttention(nn.Module):
         self.alpha_dot = nn.Parameter(torch.empty(heads, width).uniform_(-bound, bound))
         self.merge_source = SharedLinear(channels, channels)
         self.merge_target = SharedLinear(channels, channels, bias=False)
-        self.product_1 = None if factors is None else FactorOperator(factors)
+        dtype = self.alpha_dot.dtype
+        self.product_1 = None if factors is None else FactorOperator(factors, dtype)
         self.radial = radial
         self.alpha = SharedLinear(channels, channels)
         self.value = GatedLinear(channels)
-        self.product_2 = None if factors is None else FactorOperator(factors)
+        self.product_2 = None if factors is None else FactorOperator(factors, dtype)
         self.projection = SharedLinear(channels, channels)
 
     def forward(self, x: Tensor, edges: OperatorEdges) -> Tensor:
         """Map features of atoms [N, K, C] to the same shape."""
-        of_source = self.merge_source(x).index_select(0, edges.source)
-        pair = of_source + self.merge_target(x).index_select(0, edges.target)
-        return self.projection(self.sum_of_groups(pair, edges, len(x)))
+        n_atoms = len(x)
+        both = torch.cat([self.merge_source(x), self.merge_target(x)])
+        if edges.groups:
+            return self.projection(grouped_tensor_attention(self, both, edges))
+        ends = torch.stack([edges.source, edges.target + n_atoms])
+        weights = self.weights(edges.basis, edges.envelope)
+        operators = self.operators(edges)
+        message = operator_gather(both, operators[0], weights, ends)
+        summed = self.sum_values(
+            message, operators[-1], weights, edges.envelope, edges.target, n_atoms
+        )
+        return self.projection(summed)
 
-    def sum_of_groups(self, pair: Tensor, edges: OperatorEdges, n_atoms: int) -> Tensor:
-        """Sum values over the edges of each atom, all at once or group by group."""
-        if edges.groups is None:
-            return self.sum_values(pair, edges, n_atoms)
-        groups = edges.groups
+    def operators(self, edges: OperatorEdges) -> tuple[Tensor, ...]:
+        """Give the operator of both products, or one for each, [E, K, K]."""
+        if edges.operator is not None:
+            return (edges.operator,)
+        assert self.product_1 is not None
+        assert self.product_2 is not None
+        return self.product_1(edges.harmonics), self.product_2(edges.harmonics)
 
-        def group(
-            i: int, pair: Tensor, basis: Tensor, envelope: Tensor, geometry: Tensor
-        ) -> Tensor:
-            part = edges._replace(
-                target=edges.target[groups[i].edges] - groups[i].first_atom,
-                basis=basis,
-                envelope=envelope,
-                harmonics=geometry,
-                operator=geometry if edges.operator is not None else None,
-            )
-            return self.sum_values(pair, part, groups[i].n_atoms)
+    def weights(self, basis: Tensor, envelope: Tensor) -> Tensor:
+        """Evaluate what both products of an edge are multiplied with, [E, C]."""
+        return self.radial(basis) * envelope[:, None]
 
-        geometry = edges.harmonics if edges.operator is None else edges.operator
-        rows = [(each.atoms, each.edges) for each in groups]
-        return by_groups(group, rows, n_atoms, pair, edges.basis, edges.envelope, geometry)
-
-    def sum_values(self, pair: Tensor, edges: OperatorEdges, n_atoms: int) -> Tensor:
-        """Make messages and values of edges and sum them: [E, K, C] → [N, K, C]."""
-        weights = (self.radial(edges.basis) * edges.envelope[:, None])[:, None]  # both products
-        message = apply_operator(_operator(self.product_1, edges), pair, weights)
-        values = self.values(message, edges, weights, n_atoms)
-        return segment_sum(values, edges.target, n_atoms)
-
-    def values(
-        self, message: Tensor, edges: OperatorEdges, weights: Tensor, n_atoms: int
+    def sum_values(
+        self,
+        message: Tensor,
+        operator: Tensor,
+        weights: Tensor,
+        envelope: Tensor,
+        target: Tensor,
+        n_atoms: int,
     ) -> Tensor:
-        """Gate messages, multiply again and weight by attention: [E, K, C]."""
+        """Gate messages [E, K, C], multiply again and sum by attention: [N, K, C]."""
         logits = self.alpha.scalars(message[:, 0]).unflatten(1, (self.heads, -1))
         logits = (smooth_leaky_relu(logits) * self.alpha_dot).sum(2)
-        attention = envelope_softmax(logits, edges.envelope, edges.target, n_atoms, self.epsilon)
+        attention = envelope_softmax(logits, envelope, target, n_atoms, self.epsilon)
         attention = nn.functional.dropout(attention, self.dropout, self.training)
-        share = attention.repeat_interleave(self.alpha_dot.shape[1], dim=1)[:, None]  # [E, 1, C]
-        operator = _operator(self.product_2, edges)
-        return apply_operator(operator, self.value(message), weights * share)
+        share = attention.repeat_interleave(self.alpha_dot.shape[1], dim=1)  # [E, C]
+        value = self.value(message)
+        return operator_scatter(value, operator, weights * share, target[None], n_atoms)
 
 
 class GatedLinear(SharedLinear):
@@ -253,10 +285,3 @@ class GatedLinear(SharedLinear):
         values = x[:, 1:] @ self.weight[: len(self.weight) // 2].T
         first = nn.functional.silu(scalars)[:, None]
         return torch.cat([first, values * torch.sigmoid(gates)[:, None]], dim=1)
-
-
-def _operator(own: FactorOperator | None, edges: OperatorEdges) -> Tensor:
-    if own is not None:
-        return own(edges.harmonics)
-    assert edges.operator is not None
-    return edges.operator

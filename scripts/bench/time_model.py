@@ -62,7 +62,7 @@ def calculator(name: str, dtype: str) -> Any:
     if name not in UNTRAINED:
         return Calculator(name, dtype=dtype)
     model = create_model(name.split("-")[0], UNTRAINED[name])
-    return Calculator(Potential(model, reference_energies={29: 0.0}), dtype=dtype)
+    return Calculator(Potential(model, reference_energies={29: 0.0}).eval(), dtype=dtype)
 
 
 def measure(name: str, number: int, args: argparse.Namespace) -> dict[str, Any]:

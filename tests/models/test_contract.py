@@ -88,7 +88,7 @@ class TestDirectEquiformerV3(ModelContract):
 SMALL_TDN = {
     "cutoff": 4.2,
     "layers": 2,
-    "channels": 6,
+    "channels": 8,
     "heads": 2,
     "n_radial": 5,
     "radial_hidden": (8,),

@@ -30,11 +30,19 @@ PRODUCTS = (
 )
 SMALL = {
     "layers": 2,
-    "channels": 8,
+    "channels": 8,  # one vector of the kernels in float64
     "heads": 2,
     "n_radial": 5,
     "radial_hidden": (8,),
     "cutoff": 4.0,
+}
+
+PUBLISHED = {
+    "product": "low_rank",
+    "rank": 12,
+    "norm": "degree",
+    "published": True,
+    "attention_dropout": 0.2,
 }
 
 
@@ -171,6 +179,60 @@ def test_direct_forces_without_stress():
     prediction = potential.eval()(atoms_to_graph(atoms, 4.0))
     assert prediction.forces.shape == (2, 3)
     assert prediction.stress.isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("settings", [{}, PUBLISHED], ids=["exact", "published"])
+def test_inference_by_groups_equals_the_definition(monkeypatch, settings, backend):
+    """Several groups of atoms, a lone atom among them, against all edges at once in PyTorch."""
+    model = random_model(elements=(1, 6, 7, 8), **SMALL | settings)
+    factors = [buffer for name, buffer in model.named_buffers() if name.endswith(NAMES)]
+    for i, buffer in enumerate(factors):  # each product has its own
+        buffer += 0.1 * torch.linspace(i, 7.3, buffer.numel()).sin().view_as(buffer)
+    potential = Potential(model).eval()
+    lone = Atoms("H", positions=[[30, 0, 0]])
+    atoms = water_like() + lone + water_like()
+    atoms.positions[6:] += [2.0, 2.5, 3.0]
+    graph = atoms_to_graph(atoms, 4.0)
+    monkeypatch.setenv("MLIP_BACKEND", "torch")
+    expected = potential(graph, create_graph=True)
+    monkeypatch.setenv("MLIP_BACKEND", backend)
+    monkeypatch.setattr("mlip.models.tdn.EDGES_PER_GROUP", 10)
+    found = potential(graph)
+    for quantity in ("energies", "forces"):
+        theirs = getattr(expected, quantity).detach()
+        assert theirs.abs().max() > 1e-3
+        torch.testing.assert_close(getattr(found, quantity), theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [{}, PUBLISHED], ids=["exact", "published"])
+def test_training_with_kernels_equals_the_definition(monkeypatch, settings):
+    """Gradients of a loss of forces by all weights, with the same attention dropped out."""
+    settings = SMALL | {"attention_dropout": 0.3} | settings
+    model = random_model(elements=(1, 6, 7, 8), **settings).train()
+    potential = Potential(model)
+    graph = atoms_to_graph(water_like(), 4.0)
+    found = {}
+    for backend in ("torch", "numba"):
+        monkeypatch.setenv("MLIP_BACKEND", backend)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            prediction = potential(graph, create_graph=True)
+        loss = prediction.forces.square().sum() + prediction.energy.sum()
+        found[backend] = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    for ours, theirs in zip(found["numba"], found["torch"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+    monkeypatch.setenv("MLIP_BACKEND", "torch")
+    assert not torch.equal(potential(graph).energy, potential(graph).energy)  # other ones dropped
+
+
+def test_operator_of_factors_is_their_sum():
+    model = random_model(elements=(1, 8), **SMALL | PUBLISHED)
+    product = model.blocks[0].attention.product_1
+    harmonics = torch.linspace(-1, 1, 27, dtype=torch.float64).view(3, 9)
+    factors = [getattr(product, name) for name in NAMES]
+    expected = torch.einsum("ir,jr,kr,ej->eki", *factors, harmonics)
+    torch.testing.assert_close(product(harmonics), expected, rtol=0, atol=1e-13)
 
 
 # Official files

@@ -1,0 +1,110 @@
+"""Tensor attention of inference: group by group of atoms, so that intermediates stay in cache.
+
+Nothing but the inputs is kept for the backward pass, which computes the rest again. Weights are
+constants and there is no second derivative.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mlip.nn.attention_edges import Group
+from mlip.ops.shared_operator import add_to_ends, operator_gather, operator_slopes
+
+if TYPE_CHECKING:
+    from mlip.nn.tensor_attention import OperatorEdges, TensorAttention
+
+
+def grouped_tensor_attention(layer: TensorAttention, x: Tensor, edges: OperatorEdges) -> Tensor:
+    """Sum messages as ``layer`` does before its projection.
+
+    Args:
+        layer: gives weights and products.
+        x: [2·N, K, C], what messages take of sources, then what they take of targets.
+        edges: with groups.
+
+    Returns:
+        [N, K, C].
+    """
+    operators = layer.operators(edges)
+    return _GroupedAttention.apply(layer, edges, x, edges.basis, edges.envelope, *operators)
+
+
+class _GroupedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, layer: TensorAttention, edges: OperatorEdges, x: Tensor, *inputs: Tensor
+    ) -> Tensor:
+        n_atoms = len(x) // 2
+        ends = torch.stack([edges.source, edges.target + n_atoms])
+        out = torch.empty_like(x[:n_atoms])
+        groups = edges.groups or ()
+        for group in groups:
+            basis, envelope, first, second = _parts(inputs, group)
+            weights = layer.weights(basis, envelope)
+            message = operator_gather(x, first, weights, ends[:, group.edges])
+            target = edges.target[group.edges] - group.first_atom
+            out[group.atoms] = layer.sum_values(
+                message, second, weights, envelope, target, group.n_atoms
+            )
+        ctx.layer, ctx.groups = layer, groups
+        ctx.save_for_backward(ends, x, *inputs)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        ends, x, *inputs = ctx.saved_tensors
+        of_x = torch.zeros_like(x)
+        slopes = [torch.zeros_like(tensor) for tensor in inputs]
+        for group in ctx.groups:
+            own = _parts(slopes, group)
+            _pull_back(ctx.layer, group, ends, x, _parts(inputs, group), gradient, of_x, own)
+        return None, None, of_x, *slopes
+
+
+def _parts(tensors: Any, group: Group) -> tuple[Tensor, ...]:
+    """Take the edges of a group: radial functions, envelope and the operators of both products."""
+    basis, envelope, *operators = (tensor[group.edges] for tensor in tensors)
+    return basis, envelope, operators[0], operators[-1]
+
+
+def _pull_back(
+    layer: TensorAttention,
+    group: Group,
+    all_ends: Tensor,
+    x: Tensor,
+    inputs: tuple[Tensor, ...],
+    gradient: Tensor,
+    of_x: Tensor,
+    slopes: tuple[Tensor, ...],
+) -> None:
+    """Add the gradients of one group to ``of_x`` and to the slices ``slopes``."""
+    basis, envelope, first, second = inputs
+    leaves = _leaf(basis), _leaf(envelope)
+    with torch.enable_grad():
+        weights = layer.weights(*leaves)
+    constant = weights.detach()
+    ends = all_ends[:, group.edges]
+    target = ends[1] - len(x) // 2 - group.first_atom
+    message = operator_gather(x, first, constant, ends)
+    late = _leaf(message), _leaf(second), _leaf(constant), _leaf(envelope)
+    with torch.enable_grad():
+        values = layer.sum_values(*late, target, group.n_atoms)
+    of_message, of_second, of_weights, of_envelope = torch.autograd.grad(
+        values, late, gradient[group.atoms]
+    )
+    of_first, more = operator_slopes(x, of_message, first, constant, ends)
+    add_to_ends(of_x, of_message, first.mT, constant, ends)
+    early = torch.autograd.grad(weights, leaves, of_weights + more)
+    found = (early[0], early[1] + of_envelope, of_first, of_second)
+    for slope, part in zip(slopes, found, strict=True):
+        slope += part
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
