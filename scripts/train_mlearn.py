@@ -1,12 +1,12 @@
 """Train the shipped potential for Li, Si, Cu, Ni, Ge and Mo.
 
-    python scripts/train_mlearn.py FOLDER [--minutes 65] [--out runs/mlearn]
+    python scripts/mlearn_data.py SOURCE FOLDER
+    python scripts/train_mlearn.py FOLDER [--minutes 84] [--out runs/mlearn]
 
-FOLDER holds mlearn_Li/train.extxyz.xz, mlearn_Li/test.extxyz.xz and so on: the official splits of
-Zuo et al., J. Phys. Chem. A 124, 731 (2020), github.com/materialsvirtuallab/mlearn (BSD-3), as
-extended XYZ with energy (eV), forces (eV/Å) and stress (eV/Å³, tension positive). A killed run
-continues with ``mlip train --resume OUT``. The schedule is fitted to the wall time, so the result
-depends on the machine: the shipped file came from 21,375 steps on one core.
+The first command corrects the stress labels of the official splits, which contradict the energies
+(it says where they come from). A killed run continues with ``mlip train --resume OUT``. The
+schedule is fitted to the wall time, so the result depends on the machine: the shipped file came
+from STEPS steps on one core.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def settings(folder: Path, out: str, minutes: float) -> dict[str, Any]:
         "data": {**files, "valid_fraction": 0.04},
         "model": MODEL,
         "loss": {
-            "energy_weight": 4.0,
+            "energy_weight": 40.0,
             "forces_weight": 10.0,
             "stress_weight": 20.0,
-            "energy_weight_final": 60.0,
+            "energy_weight_final": 400.0,
             "switch_fraction": 0.6,
-            "energy_delta": 0.002,
+            "energy_delta": 0.001,
             "forces_delta": 0.02,
             "stress_delta": 0.002,
         },
@@ -68,7 +68,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", default="runs/mlearn")
-    parser.add_argument("--minutes", type=float, default=65.0, help="wall time of the training")
+    parser.add_argument("--minutes", type=float, default=84.0, help="wall time of the training")
     arguments = parser.parse_args()
     train(build_config(settings(arguments.folder, arguments.out, arguments.minutes)))
 
