@@ -1,0 +1,134 @@
+"""Launch compiled CUDA kernels on tensors.
+
+A launch takes raw pointers, goes to the current stream of PyTorch and waits for nothing; memory is
+PyTorch's alone. So calls can be captured in CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlip.errors import InputError
+from mlip.ops.cuda import compiler
+
+C_TYPES = {torch.float32: "float", torch.float64: "double"}
+Grid = tuple[int, ...]
+
+
+class Module(Protocol):
+    """The kernels of a source file, compiled for one processor."""
+
+    def launch(
+        self, kernel: str, grid: Grid, block: int, shared: int, arguments: Sequence[Tensor | int]
+    ) -> None:
+        """Start a kernel; arguments as ``Program.launch`` takes them."""
+
+
+class Program:
+    """A source file with its generated headers, compiled for a device when it is first needed."""
+
+    def __init__(self, file: str, headers: Mapping[str, str]) -> None:
+        self.file, self.headers = file, dict(headers)
+        self._modules: dict[torch.device, Module] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """C++ names of all kernels of the file, in both precisions."""
+        return tuple(f"{name}<{c}>" for name in kernel_names(self.file) for c in C_TYPES.values())
+
+    def launch(
+        self,
+        kernel: str,
+        dtype: torch.dtype,
+        grid: Grid,
+        block: int,
+        shared: int,
+        arguments: Sequence[Tensor | int],
+    ) -> None:
+        """Start a kernel; does nothing where there is nothing to do.
+
+        Args:
+            kernel: name in the source, a template of one floating type.
+            dtype: that type, float32 or float64.
+            grid: blocks along x, y, z.
+            block: threads along x.
+            shared: bytes of dynamic shared memory, at most 48 KiB.
+            arguments: contiguous tensors, whose addresses are passed, and numbers (C ``int``).
+
+        Raises:
+            InputError: a number of edges or atoms beyond 2³¹ − 1.
+        """
+        if 0 in grid:
+            return
+        for value in arguments:
+            if isinstance(value, int) and not -(2**31) <= value < 2**31:
+                raise InputError(f"{kernel}: {value} is too large for a kernel of {self.file}")
+        device = next(value.device for value in arguments if isinstance(value, Tensor))
+        name = f"{kernel}<{C_TYPES[dtype]}>"
+        self._module(device).launch(name, grid, block, shared, arguments)
+
+    def _module(self, device: torch.device) -> Module:
+        with self._lock:
+            if device not in self._modules:
+                self._modules[device] = _DeviceModule(self, device)
+            return self._modules[device]
+
+
+def program(file: str, headers: Mapping[str, str]) -> Program:
+    """Take a file of ``kernels/`` with generated headers by name."""
+    return Program(file, headers)
+
+
+@cache
+def kernel_names(file: str) -> tuple[str, ...]:
+    """Names of the kernels of a source file, in order."""
+    pattern = r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\("
+    return tuple(re.findall(pattern, compiler.source(file)))
+
+
+class _DeviceModule:
+    """Machine code on a GPU."""
+
+    def __init__(self, owner: Program, device: torch.device) -> None:
+        from cupy.cuda.function import Module as CudaModule
+
+        self.device = device
+        major, minor = torch.cuda.get_device_capability(device)
+        compiled = compiler.compile_source(
+            owner.file, owner.headers, owner.kernels, f"sm_{major}{minor}"
+        )
+        with torch.cuda.device(device):
+            self.module = CudaModule()
+            self.module.load(compiled.cubin)
+            self.functions = {
+                name: self.module.get_function(lowered) for name, lowered in compiled.names.items()
+            }
+
+    def launch(
+        self, kernel: str, grid: Grid, block: int, shared: int, arguments: Sequence[Tensor | int]
+    ) -> None:
+        with torch.cuda.device(self.device):
+            stream = _Stream(torch.cuda.current_stream(self.device).cuda_stream)
+            values = tuple(map(_argument, arguments))
+            full = (*grid, 1, 1)[:3]
+            self.functions[kernel](full, (block, 1, 1), values, shared, stream)
+
+
+class _Stream:
+    """What CuPy asks of a stream."""
+
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+def _argument(value: Tensor | int) -> Any:
+    return np.intp(value.data_ptr()) if isinstance(value, Tensor) else np.int32(value)
