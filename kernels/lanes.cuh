@@ -1,6 +1,5 @@
 // What kernels share: loops that the compiler writes out, and sums over the lanes of a warp.
 #pragma once
-#include "platform.cuh"
 
 template <int N>
 struct Constant {

@@ -51,7 +51,7 @@ def layout(text: str) -> runner.Layout:
     )
 
 
-def _check(
+def check_shapes(
     shape: runner.Layout,
     features: Tensor,
     harmonics: Tensor,
@@ -60,22 +60,39 @@ def _check(
     rowptr: Tensor,
     source: Tensor,
 ) -> None:
-    """Raise an error for what would make the compiled code read outside of its arrays."""
+    """Raise an error for shapes and types with which kernels would read outside of their arrays."""
     n_nodes, n_edges = len(rowptr) - 1, len(source)
     n_radial = shape.n_weights if kernel is None else kernel.shape[0]
-    facts = {
-        "features": features.shape == (shape.feature_size(n_nodes),),
-        "harmonics": harmonics.shape == (n_edges, (shape.lmax_edge + 1) ** 2),
-        "weights or radial functions": radial.shape == (n_edges, n_radial),
-        "kernel": kernel is None or kernel.shape[1:] == (shape.n_weights,),
-        "rowptr": int(rowptr[0]) == 0
-        and int(rowptr[-1]) == n_edges
-        and bool((rowptr.diff() >= 0).all()),
-        "source": not n_edges or (int(source.min()) >= 0 and int(source.max()) < n_nodes),
-        "precision": {t.dtype for t in (features, harmonics, radial, kernel) if t is not None}
-        == {features.dtype},
-        "index type": rowptr.dtype == source.dtype == torch.int64,
-    }
+    _demand(
+        n_nodes,
+        n_edges,
+        {
+            "features": features.shape == (shape.feature_size(n_nodes),),
+            "harmonics": harmonics.shape == (n_edges, (shape.lmax_edge + 1) ** 2),
+            "weights or radial functions": radial.shape == (n_edges, n_radial),
+            "kernel": kernel is None or kernel.shape[1:] == (shape.n_weights,),
+            "precision": {t.dtype for t in (features, harmonics, radial, kernel) if t is not None}
+            == {features.dtype},
+            "index type": rowptr.dtype == source.dtype == torch.int64,
+        },
+    )
+
+
+def _check_indices(rowptr: Tensor, source: Tensor) -> None:
+    """Raise an error for edges that do not exist; it reads them, so not on a GPU."""
+    n_nodes, n_edges = len(rowptr) - 1, len(source)
+    ends = int(rowptr[0]) == 0 and int(rowptr[-1]) == n_edges
+    _demand(
+        n_nodes,
+        n_edges,
+        {
+            "rowptr": ends and bool((rowptr.diff() >= 0).all()),
+            "source": not n_edges or (int(source.min()) >= 0 and int(source.max()) < n_nodes),
+        },
+    )
+
+
+def _demand(n_nodes: int, n_edges: int, facts: dict[str, bool]) -> None:
     wrong = [name for name, right in facts.items() if not right]
     if wrong:
         raise InputError(
@@ -115,7 +132,8 @@ def packed_convolution(
         Packed sums, flat.
     """
     shape = layout(signature)
-    _check(shape, features, harmonics, radial, kernel, rowptr, source)
+    check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
+    _check_indices(rowptr, source)
     out = features.new_empty(shape.out_size(len(rowptr) - 1))
     runner.forward(
         shape, as_array(features), as_array(harmonics), as_array(radial),

@@ -1,0 +1,144 @@
+"""The convolution on CUDA: launches of ``kernels/convolution.cu``, one for each input degree.
+
+Kernels of the operators ``mlip::convolution`` and ``mlip::convolution_backward``, which are
+declared and differentiated in ``mlip.ops.cpu.library``. Any number of channels. In the forward pass
+weights are made from radial functions as they are needed; the backward pass stores them,
+[E, n_weights].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mlip.ops.cpu.library import (
+    check_shapes,
+    layout,
+    packed_convolution,
+    packed_convolution_backward,
+)
+from mlip.ops.cpu.runner import Layout
+from mlip.ops.cuda.convolution_table import Group
+from mlip.ops.cuda.program import Program, program
+from mlip.ops.cuda.slots import slots
+
+SUM_BLOCK = 128  # threads of ``sum_of_sources``
+
+
+class GroupProgram:
+    """Kernels of the paths with one input degree."""
+
+    def __init__(self, shape: Layout, degree: int, n_radial: int) -> None:
+        self.group = Group(shape, degree, n_radial)
+        self.program: Program = program(
+            "convolution.cu", {"convolution_table.h": self.group.text()}
+        )
+
+
+@lru_cache(maxsize=256)
+def programs(signature: str, n_radial: int) -> tuple[GroupProgram, ...]:
+    """The kernels of all input degrees; compiled when they are first launched."""
+    shape = layout(signature)
+    return tuple(GroupProgram(shape, degree, n_radial) for degree in shape.degrees)
+
+
+@packed_convolution.register_kernel("cuda")
+def cuda_convolution(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: torch.Tensor | None,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+) -> Tensor:
+    """Kernel of ``mlip::convolution``."""
+    shape = layout(signature)
+    check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
+    n_atoms = len(rowptr) - 1
+    out = features.new_empty(shape.out_size(n_atoms))
+    n_radial = 0 if kernel is None else radial.shape[1]
+    arguments = (
+        features.contiguous(), harmonics.contiguous(), radial.contiguous(),
+        radial if kernel is None else kernel.contiguous(), rowptr.contiguous(),
+        source.contiguous(), out, n_atoms,
+    )  # fmt: skip
+    for each in programs(signature, n_radial):
+        group = each.group
+        each.program.launch(
+            "convolution_forward", features.dtype,
+            (n_atoms, -(-group.channels // group.block)), group.block,
+            group.shared_bytes(features.element_size(), backward=False), arguments,
+        )  # fmt: skip
+    return out
+
+
+@packed_convolution_backward.register_kernel("cuda")
+def cuda_convolution_backward(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: torch.Tensor | None,
+    gradient: Tensor,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kernel of ``mlip::convolution_backward``."""
+    shape = layout(signature)
+    check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
+    weights = radial if kernel is None else radial @ kernel
+    edges = any(wanted[1:])
+    empty = features.new_empty(0)
+    of_features = torch.zeros_like(features) if wanted[0] else empty
+    of_harmonics = torch.zeros_like(harmonics) if edges else empty
+    of_weights = weights.new_empty(weights.shape) if edges else empty
+    inputs = (
+        features.contiguous(), harmonics.contiguous(), weights.contiguous(),
+        gradient.contiguous(), rowptr.contiguous(), source.contiguous(),
+    )  # fmt: skip
+    for i, each in enumerate(programs(signature, 0)):
+        _launch_backward(each, inputs, of_features, of_harmonics, of_weights, i > 0)
+    of_radial: Tensor | None = of_weights
+    of_kernel: Tensor | None = None
+    if kernel is not None:
+        of_radial = of_weights @ kernel.T if wanted[2] else None
+        of_kernel = radial.T @ of_weights if wanted[3] else None
+    found = (of_features, of_harmonics, of_radial, of_kernel)
+    return tuple(  # type: ignore[return-value]
+        tensor if want and tensor is not None else features.new_empty(0)
+        for tensor, want in zip(found, wanted, strict=True)
+    )
+
+
+def _launch_backward(
+    each: GroupProgram,
+    inputs: tuple[Tensor, ...],
+    of_features: Tensor,
+    of_harmonics: Tensor,
+    of_weights: Tensor,
+    add: bool,
+) -> None:
+    """Write the gradients of one input degree."""
+    group, (features, *_, source) = each.group, inputs
+    n_atoms, dtype = len(inputs[4]) - 1, features.dtype
+    want_features = bool(of_features.numel())
+    width = (2 * group.degree + 1) * group.channels
+    of_edges = features.new_empty(len(source) * width if want_features else 0)
+    each.program.launch(
+        "convolution_backward", dtype, (n_atoms,), group.block,
+        group.shared_bytes(features.element_size(), backward=True),
+        (
+            *inputs, of_edges, of_harmonics, of_weights, n_atoms, int(want_features),
+            int(bool(of_weights.numel())), int(add),
+        ),
+    )  # fmt: skip
+    if want_features:
+        each.program.launch(
+            "sum_of_sources", dtype, (-(-n_atoms * width // SUM_BLOCK),), SUM_BLOCK, 0,
+            (of_edges, *slots(source, n_atoms), of_features, n_atoms),
+        )  # fmt: skip

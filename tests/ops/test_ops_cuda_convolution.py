@@ -1,0 +1,242 @@
+"""The CUDA kernels of the convolution, run on the CPU, against the definition in float64."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mlip.errors import InputError
+from mlip.ops import ConvolutionSignature, Neighborhood, convolution
+from mlip.ops.cpu.library import encode
+from mlip.ops.cuda import compiler
+from mlip.ops.cuda.convolution import (
+    cuda_convolution,
+    cuda_convolution_backward,
+    programs,
+)
+from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler, on_host
+
+__all__ = ["on_host"]
+UNEVEN = ConvolutionSignature((5, 40, 3), 2, (0, 1, 2), natural_parity=True)
+WIDE = ConvolutionSignature((130,), 3, (0, 1, 2, 3), natural_parity=True)
+ALL_PATHS = ConvolutionSignature((3, 33), 2, (0, 1, 2))
+NEIGHBORS = (0, 1, 35, 5, 0, 3, 0)  # of each atom; one row is longer than a tile
+ALL = [True, True, True, True]
+
+
+class Case:
+    """Random inputs of a convolution on a ragged graph."""
+
+    def __init__(self, signature: ConvolutionSignature, dtype: torch.dtype, n_radial: int = 0):
+        generator = torch.Generator().manual_seed(0)
+        counts = torch.tensor(NEIGHBORS)
+        n_atoms, n_edges = len(NEIGHBORS), sum(NEIGHBORS)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        self.signature, self.text = signature, encode(signature)
+        self.rowptr = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        self.target = torch.repeat_interleave(torch.arange(n_atoms), counts)
+        self.source = torch.randint(0, n_atoms, (n_edges,), generator=generator)
+        self.features = [
+            randn(n_atoms, 2 * i + 1, c) for i, c in enumerate(signature.channels)
+        ]  # fmt: skip
+        self.harmonics = randn(n_edges, (signature.lmax_edge + 1) ** 2)
+        self.radial = randn(n_edges, n_radial or signature.n_weights)
+        self.kernel = randn(n_radial, signature.n_weights) if n_radial else None
+        self.gradient = randn(n_atoms * sum(
+            (2 * i + 1) * c for i, c in enumerate(signature.out_channels)
+        ))  # fmt: skip
+
+    @property
+    def inputs(self) -> tuple:
+        return (flat(self.features), self.harmonics, self.radial, self.kernel)
+
+    def forward(self) -> Tensor:
+        return cuda_convolution(*self.inputs, self.rowptr, self.source, self.text)
+
+    def backward(self, wanted: list[bool] = ALL) -> tuple[Tensor, ...]:
+        return cuda_convolution_backward(
+            *self.inputs, self.gradient, self.rowptr, self.source, self.text, wanted
+        )
+
+    def truth(self) -> tuple[Tensor, list[Tensor]]:
+        """Result and gradients of the definition in float64."""
+        given = [*self.features, self.harmonics, self.radial]
+        leaves = [t.double().requires_grad_() for t in (*given, self.kernel) if t is not None]
+        n = len(self.features)
+        weights = leaves[n + 1] if self.kernel is None else leaves[n + 1] @ leaves[n + 2]
+        neighbors = Neighborhood(self.source, self.target, len(NEIGHBORS), self.rowptr)
+        out = flat(convolution(self.signature, leaves[:n], leaves[n], weights, neighbors))
+        slopes = torch.autograd.grad((out * self.gradient.double()).sum(), leaves)
+        return out.detach(), [flat(slopes[:n]), *slopes[n:]]
+
+
+def flat(parts) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+def relative(found: Tensor, truth: Tensor) -> float:
+    return float((found.detach().double() - truth).norm() / truth.norm())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("signature", "n_radial"), [(UNEVEN, 0), (UNEVEN, 4), (WIDE, 0), (ALL_PATHS, 3)]
+)
+def test_equals_the_definition(on_host, signature, n_radial, dtype):
+    on_host(SHUFFLED)
+    case = Case(signature, dtype, n_radial)
+    out, slopes = case.truth()
+    tolerance = {torch.float32: 4e-7, torch.float64: 1e-15}[dtype]
+    assert relative(case.forward(), out) < tolerance
+    for found, truth in zip(case.backward(), slopes, strict=False):
+        assert relative(found, truth) < tolerance
+
+
+@needs_compiler
+@pytest.mark.parametrize("n_radial", [0, 4])
+def test_same_bits_in_every_order_of_threads(on_host, n_radial):
+    found = []
+    for order in (FORWARDS, BACKWARDS, SHUFFLED):
+        on_host(order)
+        case = Case(UNEVEN, torch.float32, n_radial)
+        found.append([case.forward(), *case.backward()])
+    for first, *others in zip(*found, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+
+
+@needs_compiler
+def test_only_what_is_wanted(on_host):
+    on_host()
+    case = Case(UNEVEN, torch.float64, 4)
+    whole = case.backward()
+    for i in range(4):
+        part = case.backward([j == i for j in range(4)])
+        assert torch.equal(part[i], whole[i])
+        assert [t.numel() for j, t in enumerate(part) if j != i] == [0, 0, 0]
+
+
+@needs_compiler
+def test_no_edges(on_host):
+    on_host()
+    case = Case(UNEVEN, torch.float64)
+    case.rowptr = torch.zeros_like(case.rowptr)
+    case.source, case.harmonics, case.radial = case.source[:0], case.harmonics[:0], case.radial[:0]
+    assert not case.forward().any()
+    of_features, of_harmonics, of_radial, _ = case.backward([True, True, True, False])
+    assert not of_features.any()
+    assert of_harmonics.shape == case.harmonics.shape
+    assert of_radial.numel() == 0
+
+
+def test_wrong_shapes_are_named():
+    case = Case(UNEVEN, torch.float64)
+    case.harmonics = case.harmonics[:, :4]
+    with pytest.raises(InputError, match="harmonics do not fit"):
+        case.forward()
+
+
+# What the tests must notice: the same text with a mistake in it.
+
+
+def without_second_barrier(text: str) -> str:
+    return re.sub(
+        r"(fill_tile\(harmonics[^}]*?)__syncthreads\(\);\s*for \(int t", r"\1for (int t", text
+    )
+
+
+def without_first_barrier(text: str) -> str:
+    return re.sub(r"__syncthreads\(\);(\s*fill_tile\(harmonics)", r"\1", text)
+
+
+def barrier_for_some(text: str) -> str:
+    return re.sub(
+        r"__syncthreads\(\);(\s*fill_tile)", r"if (threadIdx.x < 5) __syncthreads();\1", text
+    )
+
+
+def wrong_partner(text: str) -> str:
+    return text.replace("given, half)", "given, half ^ 1)")
+
+
+MISTAKES = {
+    "second barrier": without_second_barrier,
+    "first barrier": without_first_barrier,
+    "barrier for some threads": barrier_for_some,
+    "partner of a shuffle": wrong_partner,
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_noticed(on_host, name):
+    case = Case(UNEVEN, torch.float64)
+    on_host()
+    right = [case.forward(), *case.backward()]
+    change = MISTAKES[name]
+    texts = [compiler.source("convolution.cu"), *compiler.shared_headers().values()]
+    assert any(change(text) != text for text in texts)
+    assert noticed(on_host, case, right, change)
+
+
+def noticed(on_host, case: Case, right: list[Tensor], change: Callable[[str], str]) -> bool:
+    for order in (FORWARDS, BACKWARDS, SHUFFLED):
+        on_host(order, change)
+        try:
+            found = [case.forward(), *case.backward()]
+        except RuntimeError:  # deadlock, or threads at different barriers
+            return True
+        if not all(torch.equal(a, b) for a, b in zip(found, right, strict=True)):
+            return True
+    return False
+
+
+def shipped() -> dict[str, tuple[ConvolutionSignature, int]]:
+    """Signatures of the models that ship or are published, and the plain ones of L = 1 to 3."""
+    found = {
+        "mlearn-facet, first block": (ConvolutionSignature((32,), 3, (0, 1, 2, 3), True), 8),
+        "mlearn-facet, last block": (ConvolutionSignature((32, 16), 3, (0, 1, 2, 3), True), 8),
+        "facet-s, first block": (ConvolutionSignature((128,), 2, (0, 1, 2), True), 8),
+        "facet-s": (ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 8),
+        "SevenNet-0": (ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 0),
+    }
+    for lmax in (1, 2, 3):
+        degrees = tuple(range(lmax + 1))
+        channels = (64,) * (lmax + 1)
+        found[f"L = {lmax}"] = (ConvolutionSignature(channels, lmax, degrees, True), 0)
+    return found
+
+
+REGISTERS = re.compile(
+    r"entry function '(\w+)'.*?\n.*?\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores"
+    r".*?\n.*?Used (\d+) registers"
+)
+MOST_REGISTERS = {"float": 128, "double": 255}
+MOST_SPILLS = {"float": 0, "double": 16}  # bytes
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", shipped())
+def test_compiles_without_spills(name, architecture):
+    pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
+    signature, n_radial = shipped()[name]
+    for each in {*programs(encode(signature), n_radial), *programs(encode(signature), 0)}:
+        program = each.program
+        compiled = compiler.compile_source(
+            program.file, program.headers, program.kernels, architecture, resources=True
+        )
+        assert compiled.cubin.startswith(b"\x7fELF")
+        used = {name: tuple(map(int, rest)) for name, *rest in REGISTERS.findall(compiled.log)}
+        assert len(used) == len(program.kernels)
+        for kernel, mangled in compiled.names.items():
+            stack, spills, registers = used[mangled]
+            real = "double" if kernel.endswith("<double>") else "float"
+            assert registers <= MOST_REGISTERS[real], kernel
+            assert max(stack, spills) <= MOST_SPILLS[real], kernel
