@@ -21,6 +21,7 @@
 #include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 using std::max;
@@ -105,7 +106,8 @@ inline void barrier(int number) {
   yield();
 }
 
-inline void meet(uint32_t mask) {
+// Returns the lanes that take part: those of the mask that have not left the kernel.
+inline uint32_t meet(uint32_t mask) {
   Fiber& own = current();
   Warp& warp = own.block->warps[own.warp];
   mask &= warp.members;
@@ -114,13 +116,15 @@ inline void meet(uint32_t mask) {
   warp.arrived |= 1u << own.lane;
   if ((warp.arrived & mask) != mask) {
     own.state = State::in_warp;
-    return yield();
+    yield();
+    return mask;
   }
   warp.arrived &= ~mask;
   for (Fiber& fiber : own.block->fibers) {
     const bool here = fiber.warp == own.warp && (mask >> fiber.lane & 1);
     if (here && fiber.state == State::in_warp) fiber.state = State::ready;
   }
+  return mask;
 }
 
 // Two slots in turn: a fast lane may write its next value before a slow one has read this one.
@@ -131,9 +135,9 @@ T exchange(uint32_t mask, T value, unsigned from) {
   Warp& warp = own.block->warps[own.warp];
   uint64_t* slot = warp.slot[own.exchanges++ & 1];
   std::memcpy(&slot[own.lane], &value, sizeof(T));
-  meet(mask);
+  mask = meet(mask);
   T result = value;
-  if (from < 32 && (warp.members >> from & 1)) std::memcpy(&result, &slot[from], sizeof(T));
+  if (from < 32 && (mask >> from & 1)) std::memcpy(&result, &slot[from], sizeof(T));
   return result;
 }
 
@@ -216,9 +220,16 @@ inline bool run_block(Block& block, int order, std::mt19937& random) {
 
 namespace shim {
 
-template <typename... P, typename... A>
-int launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t bytes, int order, A... arguments) {
-  std::tuple<void (*)(P...), std::tuple<P...>> call{kernel, std::tuple<P...>(arguments...)};
+template <typename... P, size_t... I>
+std::tuple<P...> read(void** arguments, std::index_sequence<I...>) {
+  return {*static_cast<P*>(arguments[I])...};
+}
+
+// Runs a kernel; arguments are given by address, as cuLaunchKernel takes them.
+template <typename... P>
+int launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t bytes, int order, void** arguments) {
+  std::tuple<void (*)(P...), std::tuple<P...>> call{
+      kernel, read<P...>(arguments, std::index_sequence_for<P...>())};
   Block block;
   block.grid = grid;
   block.size = size;

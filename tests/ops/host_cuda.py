@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from mlip.ops.cuda.program import C_TYPES, Grid, Program
 HERE = Path(__file__).parent
 OPTIONS = ("-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-fno-stack-protector",
            "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-w")  # fmt: skip
-KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)")
+KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
 FORWARDS, BACKWARDS, SHUFFLED = 0, 1, 7
 
 needs_compiler = pytest.mark.skipif(
@@ -56,17 +57,13 @@ def build(text: str, headers: dict[str, str], options: Sequence[str] = ()) -> Pa
 def entries(text: str) -> str:
     """Write a C function that launches each kernel in each precision."""
     lines = ['extern "C" const char* shim_error() { return shim::last_error.c_str(); }']
-    for name, parameters in KERNEL.findall(text):
-        types = [re.sub(r"\s*\w+$", "", p.strip()) for p in parameters.split(",")]
-        for real in C_TYPES.values():
-            typed = [re.sub(r"\bT\b", real, t).replace("__restrict__", "") for t in types]
-            given = ", ".join(f"{t} a{i}" for i, t in enumerate(typed))
-            passed = ", ".join(f"a{i}" for i in range(len(typed)))
-            lines.append(
-                f'extern "C" int host_{name}_{real}(const unsigned* g, size_t shared, int order, '
-                f"{given}) {{ return shim::launch({name}<{real}>, dim3{{g[0], g[1], g[2]}}, "
-                f"dim3{{g[3], 1, 1}}, shared, order, {passed}); }}"
-            )
+    lines += [
+        f'extern "C" int host_{name}_{real}(const unsigned* g, size_t shared, int order, '
+        f"void** arguments) {{ return shim::launch(&{name}<{real}>, dim3{{g[0], g[1], g[2]}}, "
+        f"dim3{{g[3], 1, 1}}, shared, order, arguments); }}"
+        for name in KERNEL.findall(text)
+        for real in C_TYPES.values()
+    ]
     return "\n".join(lines)
 
 
@@ -95,8 +92,9 @@ class HostModule:
                 values.append(ctypes.c_void_p(value.data_ptr()))
             else:
                 values.append(ctypes.c_int(value))
+        addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         function = getattr(self.library, f"host_{name}_{real}")
-        if function(sizes, ctypes.c_size_t(shared), ctypes.c_int(self.order), *values):
+        if function(sizes, ctypes.c_size_t(shared), ctypes.c_int(self.order), addresses):
             raise RuntimeError(self.library.shim_error().decode())
 
 
@@ -104,14 +102,23 @@ class HostModule:
 def on_host(monkeypatch: pytest.MonkeyPatch):
     """Make launches with tensors of the CPU run here; call it with an order, and a change of text.
 
-    Kernels of device "cuda" are to be called as the functions that are registered for it.
+    Kernels of device "cuda" are to be called as the functions that are registered for it. What they
+    must write is NaN before.
     """
+    new_empty = Tensor.new_empty
+
+    def poisoned(*arguments: Any, **options: Any) -> Tensor:
+        return new_empty(*arguments, **options).fill_(torch.nan)
+
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)
 
     def use(order: int = FORWARDS, change: Callable[[str], str] = lambda text: text) -> None:
         made: dict[Program, HostModule] = {}
 
         def load(owner: Program, device: torch.device) -> HostModule:  # noqa: ARG001
-            return made.setdefault(owner, HostModule(owner, order, change))
+            if owner not in made:
+                made[owner] = HostModule(owner, order, change)
+            return made[owner]
 
         monkeypatch.setattr(Program, "_module", lambda self, device: load(self, device))
 
