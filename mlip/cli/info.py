@@ -60,14 +60,17 @@ def _card(potential: str) -> dict[str, Any]:
 
 
 def _backends() -> dict[str, Any]:
-    import torch
-
-    from mlip.ops.backend import HIGHEST_DEGREE, default_backend, numba_missing
+    from mlip.ops.backend import (
+        HIGHEST_DEGREE,
+        cuda_missing,
+        default_backend,
+        numba_missing,
+    )
     from mlip.ops.cpu import cache, threads
 
     missing = numba_missing()
     facts: dict[str, Any] = {
-        "chosen": f"{default_backend()} (auto, torch or numba by the variable MLIP_BACKEND)",
+        "chosen": f"{default_backend()} (auto, torch, numba or cuda by the variable MLIP_BACKEND)",
         "torch": "always there; every operator, every device",
         "numba": f"cannot run: {missing}"
         if missing
@@ -84,8 +87,13 @@ def _backends() -> dict[str, Any]:
             f"{threads.available_threads()} threads"
         )
         facts["compiled code"] = str(cache.cache_folder())
-    gpu = "a GPU is there, but" if torch.cuda.is_available() else "no GPU here;"
-    facts["cuda"] = f"{gpu} no CUDA kernel is part of this version: plain PyTorch runs there"
+    reason = cuda_missing()
+    facts["cuda"] = (
+        f"cannot run: {reason}"
+        if reason
+        else "float32 and float64: rotations of EquiformerV3, shared operators of TDN, forces and "
+        "virial; plain PyTorch for the rest"
+    )
     return facts
 
 

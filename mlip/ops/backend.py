@@ -1,9 +1,9 @@
 """Which implementation of an operator runs, and why.
 
 ``torch`` is the definition and its rearrangements in plain PyTorch; ``numba`` the CPU kernels;
-``auto`` the fastest that can run, after it has agreed with the definition on a part of the user's
-own structure. What was decided for each set of shapes is kept, and told once through the logger
-"mlip".
+``cuda`` the CUDA kernels; ``auto`` the fastest that can run, after it has agreed with the
+definition on a part of the user's own structure. What was decided for each set of shapes is kept,
+and told once through the logger "mlip".
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops.convolution import Features
 
-Backend = Literal["auto", "torch", "numba"]
+Backend = Literal["auto", "torch", "numba", "cuda"]
 
 HIGHEST_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
 CHECK_EDGES = 512
 CHANNEL_BLOCK = {torch.float32: 16, torch.float64: 8}  # channels of one vector
+NO_CUDA = "it has no CUDA kernel"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of results and gradients
 
 logger = logging.getLogger("mlip")
@@ -65,14 +66,36 @@ def odd_channels(channels: int, dtype: torch.dtype) -> str | None:
     return f"{channels} channels are not a multiple of {block}" if channels % block else None
 
 
-def refusal(tensors: list[Tensor], unsupported: str | None) -> str | None:
-    """Why these inputs cannot go through a CPU kernel, or None."""
+@cache
+def cuda_missing() -> str | None:
+    """Why no CUDA kernel can run here, or None."""
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device"
+    try:
+        from cupy_backends.cuda.libs import nvrtc
+
+        nvrtc.getVersion()
+    except Exception as error:  # CuPy is missing, or finds no library or a wrong one
+        return f"CuPy and NVRTC cannot be used ({error}): pip install 'mlip[cuda]'"
+    return None
+
+
+def refusal(tensors: list[Tensor], numba: str | None, cuda: str | None) -> str | None:
+    """Why these inputs cannot go through a kernel, or None.
+
+    Args:
+        tensors: inputs.
+        numba, cuda: what the kernels for the CPU and for CUDA do not cover, if they do not.
+    """
     dtypes = {tensor.dtype for tensor in tensors}
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        return "tensors are not on the CPU"
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1 or next(iter(devices)).type not in ("cpu", "cuda"):
+        return f"tensors are on {', '.join(sorted(map(str, devices)))}"
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
         return f"tensors are {', '.join(sorted(map(str, dtypes)))}; expected float32 or float64"
-    return unsupported or numba_missing()
+    if next(iter(devices)).type == "cuda":
+        return cuda or cuda_missing()
+    return numba or numba_missing()
 
 
 def use_kernel(
@@ -81,8 +104,9 @@ def use_kernel(
     tensors: list[Tensor],
     check: Callable[[], tuple[float, float]],
     unsupported: str | None = None,
+    cuda: str | None = NO_CUDA,
 ) -> bool:
-    """Decide whether the CPU kernel runs.
+    """Decide whether the kernel of the device runs.
 
     Args:
         backend: what was asked for.
@@ -90,23 +114,27 @@ def use_kernel(
         tensors: all inputs that carry gradients.
         check: computes the worst relative error against float64 of the kernel and of plain
             PyTorch on a part of the inputs; called at most once for each set of shapes.
-        unsupported: why the kernel does not cover the signature, if so.
+        unsupported: why the CPU kernel does not cover the signature, if so.
+        cuda: why no CUDA kernel covers it, if so.
 
     Raises:
         InputError: the kernel was asked for by name and cannot run.
     """
     if backend == "torch":
         return False
-    reason = refusal(tensors, unsupported)
+    reason = refusal(tensors, unsupported, cuda)
+    device = tensors[0].device.type
+    if backend == {"cpu": "cuda", "cuda": "numba"}.get(device):
+        reason = f"tensors are on the device {device}"
     if reason is None and backend == "auto" and not _tracing():
-        key = (signature, tensors[0].dtype, len(tensors))
+        key = (signature, tensors[0].dtype, device, len(tensors))
         with _lock:
             if key not in _refused:
-                _refused[key] = _checked(signature, tensors[0].dtype, check)
+                _refused[key] = _checked(signature, tensors[0].dtype, device, check)
             reason = _refused[key]
-    elif reason is not None and backend == "numba":
+    elif reason is not None and backend != "auto":
         raise InputError(
-            f"backend='numba' cannot run the {signature}: {reason}; choose 'auto' or 'torch'"
+            f"backend={backend!r} cannot run the {signature}: {reason}; choose 'auto' or 'torch'"
         )
     return reason is None
 
@@ -117,9 +145,13 @@ def _tracing() -> bool:
 
 
 def _checked(
-    signature: Hashable, dtype: torch.dtype, check: Callable[[], tuple[float, float]]
+    signature: Hashable,
+    dtype: torch.dtype,
+    device: str,
+    check: Callable[[], tuple[float, float]],
 ) -> str | None:
     """Compare once; log what was found in one line."""
+    kernel = f"{device.upper()} kernel"
     name = f"{signature}, {str(dtype).removeprefix('torch.')}"
     start = time.perf_counter()
     try:
@@ -132,11 +164,11 @@ def _checked(
     if reason is None:
         seconds = time.perf_counter() - start
         logger.info(
-            "%s: CPU kernel, relative error %.1e (plain PyTorch %.1e), ready after %.1f s",
-            name, error, plain, seconds,
+            "%s: %s, relative error %.1e (plain PyTorch %.1e), ready after %.1f s",
+            name, kernel, error, plain, seconds,
         )  # fmt: skip
     else:
-        logger.warning("%s: plain PyTorch instead of the CPU kernel, because %s", name, reason)
+        logger.warning("%s: plain PyTorch instead of the %s, because %s", name, kernel, reason)
     return reason
 
 

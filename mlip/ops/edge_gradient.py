@@ -45,7 +45,7 @@ def forces_and_virial(
         )
 
     use = edge_index.shape[1] > 0 and use_kernel(
-        backend, "forces and virial of edges", [edge_gradient, edge_vector], check
+        backend, "forces and virial of edges", [edge_gradient, edge_vector], check, cuda=None
     )
     return (_kernel if use else _definition)(edge_gradient, edge_vector, *structure)
 
@@ -76,6 +76,8 @@ def _kernel(
     n_nodes: int,
     n_graphs: int,
 ) -> tuple[Tensor, Tensor]:
-    from mlip.ops.cpu.edge_gradient import sums_op
-
+    if edge_gradient.device.type == "cuda":
+        from mlip.ops.cuda.edge_gradient import sums_op
+    else:
+        from mlip.ops.cpu.edge_gradient import sums_op
     return sums_op(edge_gradient, edge_vector, edge_index, batch, n_nodes, n_graphs)

@@ -28,13 +28,13 @@ def sum_messages(
         kernel: [R, n_weights], weights of the radial functions; or None.
         neighbors: edges sorted by target.
         backend: ``auto`` takes the CPU kernel where it can run and has agreed with the definition;
-            ``numba`` takes it unchecked; ``torch`` is plain PyTorch.
+            ``numba`` takes it unchecked, ``cuda`` a CUDA kernel; ``torch`` is plain PyTorch.
 
     Returns:
         [N, 2l+1, out_channels[l]] for each degree.
 
     Raises:
-        InputError: ``numba`` was asked for and cannot run.
+        InputError: ``numba`` or ``cuda`` was asked for and cannot run.
     """
     tensors = [*features, harmonics, radial, *([] if kernel is None else [kernel])]
 

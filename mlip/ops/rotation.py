@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from mlip.ops.backend import (
 from mlip.ops.segment import segment_sum
 from mlip.so3 import degree_major, order_major, order_sizes
 
+HIGHEST_CUDA_DEGREE = 6  # above, registers do not hold the coefficients of an atom
 Orders = tuple[Tensor, ...]
 
 
@@ -82,9 +84,8 @@ def rotate_gather(
         For each of the orders 0, +1, −1, … a tensor [E, rows, P·C], end after end.
     """
     if _use_kernel(backend, signature, [x], matrix, scale, ends):
-        from mlip.ops.cpu.rotation import cpu_rotate_gather
-
-        return cpu_rotate_gather(signature, x, matrix, scale, ends)
+        degrees = (signature.lmax, signature.mmax)
+        return tuple(_kernels(x).gather_op(x, matrix, scale, ends, *degrees))
     return _gather(signature, x, matrix, scale, ends)
 
 
@@ -109,9 +110,9 @@ def rotate_scatter(
         [N, (lmax+1)², C].
     """
     if _use_kernel(backend, signature, orders, matrix, scale, ends):
-        from mlip.ops.cpu.rotation import cpu_rotate_scatter
-
-        return cpu_rotate_scatter(signature, orders, matrix, scale, ends, n_atoms)
+        degrees = (signature.lmax, signature.mmax)
+        scatter_op = _kernels(matrix).scatter_op
+        return scatter_op(list(orders), matrix, scale, ends, n_atoms, *degrees)
     return _scatter(signature, orders, matrix, scale, ends, n_atoms)
 
 
@@ -125,9 +126,7 @@ def add_to_ends(
 ) -> None:
     """Add ``rotate_scatter`` to x [N, K, C], which is contiguous; without derivatives."""
     if _use_kernel(None, signature, [x, *orders], matrix, scale, ends):
-        from mlip.ops.cpu.rotation import scatter_add
-
-        scatter_add(signature, x, orders, matrix, scale, ends)
+        _kernels(x).scatter_add(signature, x, orders, matrix, scale, ends)
     elif len(matrix):
         for part, end in zip(_back(signature, orders, matrix, scale, ends), ends, strict=True):
             x.index_add_(0, end, part)
@@ -145,9 +144,8 @@ def add_slopes(
 ) -> None:
     """Add ∂φ/∂D and ∂φ/∂s to contiguous tensors of their shapes; without derivatives."""
     if _use_kernel(None, signature, [x, *orders], matrix, scale, ends):
-        from mlip.ops.cpu.rotation import slopes_add
-
-        slopes_add(signature, x, orders, matrix, scale, ends, of_matrix, of_scale)
+        kernels = _kernels(x)
+        kernels.slopes_add(signature, x, orders, matrix, scale, ends, of_matrix, of_scale)
     elif len(matrix):
         pair = torch.cat([x.index_select(0, end) for end in ends], dim=2)
         y = torch.cat(tuple(orders), dim=1)
@@ -222,20 +220,34 @@ def _use_kernel(
         return _compared(signature, matrix[:CHECK_EDGES], scale[:CHECK_EDGES], len(ends), width)
 
     odd = odd_channels(width, matrix.dtype)
-    return use_kernel(backend, signature, [matrix, scale, *features], check, odd)
+    many = None
+    if signature.lmax > HIGHEST_CUDA_DEGREE:
+        many = f"degree {signature.lmax} is above {HIGHEST_CUDA_DEGREE}"
+    return use_kernel(backend, signature, [matrix, scale, *features], check, odd, many)
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    """What launches kernels on the device of a tensor."""
+    if tensor.device.type == "cuda":
+        from mlip.ops.cuda import rotation as for_cuda
+
+        return for_cuda
+    from mlip.ops.cpu import rotation as for_cpu
+
+    return for_cpu
 
 
 def _compared(
     signature: RotationSignature, matrix: Tensor, scale: Tensor, n_ends: int, width: int
 ) -> tuple[float, float]:
     """Errors of kernel and definition for there and back with some edges and plain features."""
-    from mlip.ops.cpu.rotation import cpu_rotate_gather, cpu_rotate_scatter
-
     n_edges, n_atoms = len(matrix), 1 + len(matrix) // 8
-    ends = torch.arange(n_ends * n_edges).view(n_ends, n_edges) * 7 % n_atoms
+    device = matrix.device
+    ends = torch.arange(n_ends * n_edges, device=device).view(n_ends, n_edges) * 7 % n_atoms
     size = n_atoms * signature.n_coefficients * width
     of_column = torch.tensor([degree for degree, _ in degree_major(signature.lmax, signature.lmax)])
     within = torch.tensor(signature.degrees)[:, None] == of_column  # other entries have no gradient
+    within = within.to(device)
     x = torch.linspace(-1.0, 1.0, size, dtype=torch.float64).mul(1e3).sin().to(matrix)
 
     def plain(x: Tensor, d: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -244,7 +256,8 @@ def _compared(
         return (_scatter(signature, there, d, s, ends, n_atoms),)
 
     def fast(x: Tensor, d: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-        there = cpu_rotate_gather(signature, x, d, s, ends)
-        return (cpu_rotate_scatter(signature, there, d, s, ends, n_atoms),)
+        kernels, degrees = _kernels(x), (signature.lmax, signature.mmax)
+        there = kernels.gather_op(x, d, s, ends, *degrees)
+        return (kernels.scatter_op(there, d, s, ends, n_atoms, *degrees),)
 
     return compare(plain, fast, [x.view(n_atoms, -1, width), matrix, scale])

@@ -12,6 +12,7 @@ is ∂φ/∂x for transposed matrices. Derivatives of any order are derivatives 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -58,9 +59,7 @@ def operator_gather(
         w · K (x_{end 1} + x_{end 2} + …), [E, d3, C].
     """
     if _use_kernel(backend, x, operator, weights, ends):
-        from mlip.ops.cpu.shared_operator import gather_op
-
-        return gather_op(x, operator, weights, ends)
+        return _kernels(x).gather_op(x, operator, weights, ends)
     return _gather(x, operator, weights, ends)
 
 
@@ -86,18 +85,14 @@ def operator_scatter(
         [N, d3, C].
     """
     if _use_kernel(backend, y, operator, weights, ends):
-        from mlip.ops.cpu.shared_operator import scatter_op
-
-        return scatter_op(y, operator, weights, ends, n_atoms)
+        return _kernels(y).scatter_op(y, operator, weights, ends, n_atoms)
     return _scatter(y, operator, weights, ends, n_atoms)
 
 
 def add_to_ends(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> None:
     """Add ``operator_scatter`` to x [N, d3, C], which is contiguous; without derivatives."""
     if _use_kernel(None, y, operator, weights, ends):
-        from mlip.ops.cpu.shared_operator import scatter_add
-
-        scatter_add(x, y, operator, weights, ends)
+        _kernels(x).scatter_add(x, y, operator, weights, ends)
     else:
         product = _apply(operator, y, weights)
         for end in ends:
@@ -109,9 +104,7 @@ def operator_slopes(
 ) -> tuple[Tensor, Tensor]:
     """Compute ∂φ/∂K [E, d3, d1] and ∂φ/∂w [E, C]; without derivatives."""
     if _use_kernel(None, x, operator, weights, ends):
-        from mlip.ops.cpu.shared_operator import slopes_op
-
-        return slopes_op(x, y, operator, weights, ends)
+        return _kernels(x).slopes_op(x, y, operator, weights, ends)
     pair = _sum_of_ends(x, ends)
     return (y * weights[:, None]) @ pair.mT, (y * (operator @ pair)).sum(1)
 
@@ -150,19 +143,30 @@ def _use_kernel(
     def check() -> tuple[float, float]:
         return _compared(operator[:CHECK_EDGES], weights[:CHECK_EDGES], len(ends))
 
-    odd = odd_channels(weights.shape[1], weights.dtype)
+    many = None
     if max(operator.shape[1:]) > MOST_COEFFICIENTS:
-        odd = f"{max(operator.shape[1:])} coefficients are more than {MOST_COEFFICIENTS}"
-    return use_kernel(backend, signature, [features, operator, weights], check, odd)
+        many = f"{max(operator.shape[1:])} coefficients are more than {MOST_COEFFICIENTS}"
+    odd = many or odd_channels(weights.shape[1], weights.dtype)
+    return use_kernel(backend, signature, [features, operator, weights], check, odd, many)
+
+
+def _kernels(tensor: Tensor) -> ModuleType:
+    """What launches kernels on the device of a tensor."""
+    if tensor.device.type == "cuda":
+        from mlip.ops.cuda import shared_operator as for_cuda
+
+        return for_cuda
+    from mlip.ops.cpu import shared_operator as for_cpu
+
+    return for_cpu
 
 
 def _compared(operator: Tensor, weights: Tensor, n_ends: int) -> tuple[float, float]:
     """Errors of kernel and definition for products there and back, with plain features."""
-    from mlip.ops.cpu.shared_operator import gather_op, scatter_op
-
     n_edges, _, columns = operator.shape
     n_atoms = 1 + n_edges // 8
-    ends = torch.arange(n_ends * n_edges).view(n_ends, n_edges) * 7 % n_atoms
+    device = operator.device
+    ends = torch.arange(n_ends * n_edges, device=device).view(n_ends, n_edges) * 7 % n_atoms
     size = n_atoms * columns * weights.shape[1]
     x = torch.linspace(-1.0, 1.0, size, dtype=torch.float64).mul(1e3).sin().to(operator)
 
@@ -170,6 +174,8 @@ def _compared(operator: Tensor, weights: Tensor, n_ends: int) -> tuple[float, fl
         return (_scatter(_gather(x, k, w, ends), k.mT, w, ends, n_atoms),)
 
     def fast(x: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        return (scatter_op(gather_op(x, k, w, ends), k.mT, w, ends, n_atoms),)
+        kernels = _kernels(x)
+        there = kernels.gather_op(x, k, w, ends)
+        return (kernels.scatter_op(there, k.mT, w, ends, n_atoms),)
 
     return compare(plain, fast, [x.view(n_atoms, columns, -1), operator, weights])

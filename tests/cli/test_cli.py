@@ -175,7 +175,7 @@ def test_info(model):
     environment = run("info").output
     backends = json.loads(run("info", "--backends", "--json").output)
     assert "convolution" in backends["numba"]
-    assert "no CUDA kernel" in backends["cuda"]
+    assert backends["cuda"].startswith(("cannot run: ", "float32 and float64: "))
     for text in (mlip.__version__, "torch", "gpus", "ase"):
         assert text in environment
     assert "no shipped potential" in run("info", "nonsense", code=2).output

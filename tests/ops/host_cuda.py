@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from mlip.ops.cuda import compiler
-from mlip.ops.cuda.program import C_TYPES, Grid, Program
+from mlip.ops.cuda.program import Grid, Program
 
 HERE = Path(__file__).parent
+Results = dict[str, Tensor]
 OPTIONS = ("-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-fno-stack-protector",
            "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-w")  # fmt: skip
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
@@ -54,15 +55,14 @@ def build(text: str, headers: dict[str, str], options: Sequence[str] = ()) -> Pa
     return library
 
 
-def entries(text: str) -> str:
-    """Write a C function that launches each kernel in each precision."""
+def entries(text: str, real: str) -> str:
+    """Write a C function that launches each kernel in one precision, float or double."""
     lines = ['extern "C" const char* shim_error() { return shim::last_error.c_str(); }']
     lines += [
-        f'extern "C" int host_{name}_{real}(const unsigned* g, size_t shared, int order, '
+        f'extern "C" int host_{name}(const unsigned* g, size_t shared, int order, '
         f"void** arguments) {{ return shim::launch(&{name}<{real}>, dim3{{g[0], g[1], g[2]}}, "
         f"dim3{{g[3], 1, 1}}, shared, order, arguments); }}"
         for name in KERNEL.findall(text)
-        for real in C_TYPES.values()
     ]
     return "\n".join(lines)
 
@@ -73,12 +73,19 @@ class HostModule:
     def __init__(
         self, owner: Program, order: int, change: Callable[[str], str] = lambda text: text
     ) -> None:
-        text = change(compiler.source(owner.file))
-        whole = f'#include "prelude.cuh"\n{text}\n{entries(text)}\n'
-        headers = {name: change(t) for name, t in compiler.shared_headers().items()}
-        self.library = ctypes.CDLL(str(build(whole, {**headers, **owner.headers})))
-        self.library.shim_error.restype = ctypes.c_char_p
+        self.text = change(compiler.source(owner.file))
+        shared = {name: change(header) for name, header in compiler.shared_headers().items()}
+        self.headers = {**shared, **owner.headers}
         self.order = order
+        self.libraries: dict[str, ctypes.CDLL] = {}
+
+    def library(self, real: str) -> ctypes.CDLL:
+        """The kernels in one precision, float or double."""
+        if real not in self.libraries:
+            whole = f'#include "prelude.cuh"\n{self.text}\n{entries(self.text, real)}\n'
+            self.libraries[real] = ctypes.CDLL(str(build(whole, self.headers)))
+            self.libraries[real].shim_error.restype = ctypes.c_char_p
+        return self.libraries[real]
 
     def launch(
         self, kernel: str, grid: Grid, block: int, shared: int, arguments: Sequence[Tensor | int]
@@ -93,9 +100,10 @@ class HostModule:
             else:
                 values.append(ctypes.c_int(value))
         addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        function = getattr(self.library, f"host_{name}_{real}")
+        library = self.library(real)
+        function = getattr(library, f"host_{name}")
         if function(sizes, ctypes.c_size_t(shared), ctypes.c_int(self.order), addresses):
-            raise RuntimeError(self.library.shim_error().decode())
+            raise RuntimeError(library.shim_error().decode())
 
 
 @pytest.fixture
@@ -123,3 +131,28 @@ def on_host(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(Program, "_module", lambda self, device: load(self, device))
 
     return use
+
+
+def without_barrier(kernel: str, number: int) -> Callable[[str], str]:
+    """Make a change of text that removes one of the barriers of a kernel."""
+
+    def change(text: str) -> str:
+        if f" {kernel}(" not in text:  # a header
+            return text
+        begin = text.index(f" {kernel}(")
+        parts = text[begin:].split("__syncthreads();", number + 1)
+        assert len(parts) == number + 2
+        last = parts.pop()
+        return text[:begin] + "__syncthreads();".join(parts) + last
+
+    return change
+
+
+def same_bits(use: Callable[..., None], call: Callable[[], Results], **options: Any) -> bool:
+    """Whether results are the same bits in whatever order threads run; NaN equals nothing."""
+    found = []
+    for order in (FORWARDS, BACKWARDS, SHUFFLED, SHUFFLED + 1):
+        use(order, **options)
+        found.append(call())
+    first = found[0]
+    return all(torch.equal(other[name], first[name]) for other in found for name in first)

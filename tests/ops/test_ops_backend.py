@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops import ConvolutionSignature, backend, default_backend, neighborhood, sum_messages
+from mlip.ops import (
+    ConvolutionSignature,
+    backend,
+    default_backend,
+    forces_and_virial,
+    neighborhood,
+    sum_messages,
+)
 from mlip.ops.cpu import runner
 
 SIGNATURE = ConvolutionSignature((16,), 2, (0, 1, 2), True)
@@ -90,6 +97,19 @@ def test_what_a_kernel_cannot_do_goes_to_pytorch_or_is_an_error(monkeypatch):
     with pytest.raises(InputError, match="Numba cannot be imported"):
         summed("numba")
     assert torch.equal(summed("auto"), summed("torch"))
+
+
+def test_a_kernel_is_for_its_own_device(monkeypatch):
+    cpu, gpu = torch.zeros(1), torch.zeros(1, device="meta")
+    assert "tensors are on cpu, meta" in str(backend.refusal([cpu, gpu], None, None))
+    with pytest.raises(InputError, match=r"backend='cuda'.*tensors are on the device cpu"):
+        summed("cuda")
+    monkeypatch.setenv("MLIP_BACKEND", "cuda")
+    with pytest.raises(InputError, match="tensors are on the device cpu"):
+        forces_and_virial(
+            torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 2, dtype=torch.int64),
+            torch.zeros(1, dtype=torch.int64), 1, 1,
+        )  # fmt: skip
 
 
 def test_no_edges_decide_nothing():

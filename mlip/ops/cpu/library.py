@@ -102,6 +102,11 @@ def _demand(n_nodes: int, n_edges: int, facts: dict[str, bool]) -> None:
         )
 
 
+def atoms_exist(index: Tensor, n_atoms: int) -> bool:
+    """Whether all of an index lie within 0 … n_atoms − 1."""
+    return not index.numel() or (int(index.min()) >= 0 and int(index.max()) < n_atoms)
+
+
 def as_array(tensor: Tensor) -> Any:
     """View a tensor on the CPU as a contiguous NumPy array, copied if it must be."""
     return tensor.detach().contiguous().numpy()

@@ -19,9 +19,9 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops.backend import CHANNEL_BLOCK, odd_channels
 from mlip.ops.cpu import cache, threads
-from mlip.ops.cpu.library import as_array
+from mlip.ops.cpu.library import as_array, atoms_exist
 from mlip.ops.cpu.runner import SERIAL
-from mlip.ops.rotation import Orders, RotationSignature
+from mlip.ops.rotation import RotationSignature
 
 
 @lru_cache(maxsize=64)
@@ -47,7 +47,7 @@ class _Call:
     ) -> None:
         n_edges, n_ends = len(matrix), len(ends)
         self.channels = scale.shape[2] // n_ends
-        _check(signature, x, orders, matrix, scale, ends)
+        check(signature, x, orders, matrix, scale, ends)
         self.module = _module(signature, str(matrix.dtype).removeprefix("torch."))
         self.tensors = [x.contiguous(), matrix.contiguous(), scale.contiguous()]
         self.orders = [part.contiguous() for part in orders]
@@ -104,15 +104,20 @@ def slopes_add(
     call.run(call.module.slopes, call.n_edges, 1, *slopes)
 
 
-def _check(
+def check(
     signature: RotationSignature,
     x: Tensor,
     orders: Sequence[Tensor],
     matrix: Tensor,
     scale: Tensor,
     ends: Tensor,
+    on_cpu: bool = True,
 ) -> None:
-    """Raise an error for what would make the compiled code read outside of its arrays."""
+    """Raise an error for what would make the compiled code read outside of its arrays.
+
+    On other devices any number of channels is right, and atoms are not looked at, which would make
+    the processor wait.
+    """
     n_edges, wide, n_coefficients = len(matrix), scale.shape[2], signature.n_coefficients
     width = wide // max(len(ends), 1)
     facts = {
@@ -120,10 +125,9 @@ def _check(
         "orders": [part.shape for part in orders] == [(n_edges, n, wide) for n in signature.sizes],
         "matrix": matrix.shape == (n_edges, len(signature.degrees), n_coefficients),
         "scale": scale.shape in ((n_edges, signature.lmax + 1, wide), (n_edges, 1, wide)),
-        "ends": ends.shape == (len(ends), n_edges)
-        and (not ends.numel() or (int(ends.min()) >= 0 and int(ends.max()) < len(x))),
+        "ends": ends.shape == (len(ends), n_edges) and (not on_cpu or atoms_exist(ends, len(x))),
         "number of channels": wide == width * len(ends)
-        and odd_channels(width, matrix.dtype) is None,
+        and not (on_cpu and odd_channels(width, matrix.dtype)),
         "precision": {tensor.dtype for tensor in (x, *orders, matrix, scale)} == {matrix.dtype},
         "index type": ends.dtype == torch.int64,
     }
@@ -268,23 +272,3 @@ def _backward_slopes(ctx: Any, of_matrix: Tensor, of_scale: Tensor) -> tuple[Any
 gather_op.register_autograd(_backward_gather, setup_context=_setup_gather)
 scatter_op.register_autograd(_backward_scatter, setup_context=_setup_scatter)
 slopes_op.register_autograd(_backward_slopes, setup_context=_setup_slopes)
-
-
-def cpu_rotate_gather(
-    signature: RotationSignature, x: Tensor, matrix: Tensor, scale: Tensor, ends: Tensor
-) -> Orders:
-    """Run ``rotate_gather`` by compiled code; any derivative."""
-    return tuple(gather_op(x, matrix, scale, ends, signature.lmax, signature.mmax))
-
-
-def cpu_rotate_scatter(
-    signature: RotationSignature,
-    orders: Orders,
-    matrix: Tensor,
-    scale: Tensor,
-    ends: Tensor,
-    n_atoms: int,
-) -> Tensor:
-    """Run ``rotate_scatter`` by compiled code; any derivative."""
-    degrees = (signature.lmax, signature.mmax)
-    return scatter_op(list(orders), matrix, scale, ends, n_atoms, *degrees)

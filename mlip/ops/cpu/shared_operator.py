@@ -7,6 +7,7 @@ divided over threads by edges, scattering by channels: results do not depend on 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops.backend import CHANNEL_BLOCK, odd_channels
 from mlip.ops.cpu import cache, threads
-from mlip.ops.cpu.library import as_array
+from mlip.ops.cpu.library import as_array, atoms_exist
 from mlip.ops.cpu.runner import SERIAL
 from mlip.ops.shared_operator import OperatorSignature
 
@@ -56,8 +57,18 @@ class _Call:
         threads.run_range(call, end, serial=self.serial, unit=unit)
 
 
-def _check(nodes: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, **given: Any) -> None:
+def check(
+    nodes: Tensor,
+    operator: Tensor,
+    weights: Tensor,
+    ends: Tensor,
+    given: Mapping[str, tuple[Tensor, tuple[int, ...]]],
+    on_cpu: bool = True,
+) -> None:
     """Raise an error for what would make the compiled code read outside of its arrays.
+
+    On other devices any number of channels is right, and atoms are not looked at, which would make
+    the processor wait.
 
     Args:
         nodes: [N, d, C].
@@ -70,8 +81,8 @@ def _check(nodes: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, **giv
         "ends": ends.dim() == 2
         and len(ends) > 0
         and ends.shape[1] == n_edges
-        and (not ends.numel() or (int(ends.min()) >= 0 and int(ends.max()) < len(nodes))),
-        "number of channels": odd_channels(channels, operator.dtype) is None,
+        and (not on_cpu or atoms_exist(ends, len(nodes))),
+        "number of channels": not (on_cpu and odd_channels(channels, operator.dtype)),
         "precision": {t.dtype for t in (nodes, operator, weights)} == {operator.dtype},
         "index type": ends.dtype == torch.int64,
     }
@@ -93,7 +104,7 @@ def scatter_add(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: T
         "x": (x, (len(x), operator.shape[1], channels)),
         "y": (y, (n_edges, operator.shape[2], channels)),
     }
-    _check(x, operator, weights, ends, **shapes)
+    check(x, operator, weights, ends, shapes)
     call = _Call(x, y, operator, weights, ends)
     call.run(call.module.scatter, call.channels, CHANNEL_BLOCK[x.dtype])
 
@@ -102,7 +113,7 @@ def scatter_add(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: T
 def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Operator of ``operator_gather``."""
     shape = (len(x), operator.shape[2], weights.shape[1])
-    _check(x, operator, weights, ends, x=(x, shape))
+    check(x, operator, weights, ends, {"x": (x, shape)})
     out = x.new_empty(len(weights), operator.shape[1], weights.shape[1])
     call = _Call(x, out, operator, weights, ends)
     streams = out.nbytes > CACHE and out.data_ptr() % 64 == 0
@@ -128,7 +139,7 @@ def slopes_op(
         "x": (x, (len(x), operator.shape[2], channels)),
         "y": (y, (n_edges, operator.shape[1], channels)),
     }
-    _check(x, operator, weights, ends, **shapes)
+    check(x, operator, weights, ends, shapes)
     call = _Call(x, y, operator, weights, ends)
     matrix = operator.new_empty((operator.mT if call.transposed else operator).shape)
     of_weights = weights.new_empty(weights.shape)
