@@ -29,6 +29,7 @@ OPTIONS = ("-std=c++17", "-O1", "-g0", "-shared", "-fPIC", "-fno-stack-protector
            "-U_FORTIFY_SOURCE", "-ffp-contract=off", "-w")  # fmt: skip
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(")
 FORWARDS, BACKWARDS, SHUFFLED = 0, 1, 7
+MARGIN = 512  # numbers before and after a tensor
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="g++ is not installed: CUDA text cannot run on the host"
@@ -111,12 +112,15 @@ def on_host(monkeypatch: pytest.MonkeyPatch):
     """Make launches with tensors of the CPU run here; call it with an order, and a change of text.
 
     Kernels of device "cuda" are to be called as the functions that are registered for it. What they
-    must write is NaN before.
+    must write is NaN before, and so is the memory around it, which must stay so.
     """
     new_empty = Tensor.new_empty
+    around: list[Tensor] = []
 
     def poisoned(*arguments: Any, **options: Any) -> Tensor:
-        return new_empty(*arguments, **options).fill_(torch.nan)
+        wide, inner = guarded(new_empty(*arguments, **options).fill_(torch.nan))
+        around.extend((wide[:MARGIN], wide[wide.numel() - MARGIN :]))
+        return inner
 
     monkeypatch.setattr(Tensor, "new_empty", poisoned)
 
@@ -130,7 +134,15 @@ def on_host(monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(Program, "_module", lambda self, device: load(self, device))
 
-    return use
+    yield use
+    assert all(margin.isnan().all() for margin in around), "a kernel wrote beyond its results"
+
+
+def guarded(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Copy a tensor into the middle of NaN: returns all of it, and the copy."""
+    wide = torch.full((tensor.numel() + 2 * MARGIN,), torch.nan, dtype=tensor.dtype)
+    inner = wide[MARGIN : wide.numel() - MARGIN].view(tensor.shape)
+    return wide, inner.copy_(tensor)
 
 
 def without_barrier(kernel: str, number: int) -> Callable[[str], str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops import forces_and_virial
 from mlip.ops.cuda import edge_gradient as cuda
-from tests.ops.host_cuda import needs_compiler, on_host, same_bits, without_barrier
+from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits, without_barrier
 
 __all__ = ["on_host"]
 pytestmark = needs_compiler
@@ -25,7 +25,8 @@ class Case:
         generator = torch.Generator().manual_seed(0)
 
         def randn(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=DOUBLE).to(dtype)
+            numbers = torch.randn(*shape, generator=generator, dtype=DOUBLE)
+            return guarded(numbers.to(dtype))[1]  # what lies outside is NaN
 
         self.sizes = (n_nodes, 4)
         self.index = torch.randint(0, max(1, n_nodes - 1), (2, n_edges), generator=generator)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mlip.errors import InputError
 from mlip.ops import RotationSignature, rotate_gather, rotate_scatter
+from mlip.ops.cpu import rotation as cpu
 from mlip.ops.cuda import rotation as cuda
 from mlip.so3 import degree_major
-from tests.ops.host_cuda import needs_compiler, on_host, same_bits, without_barrier
+from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits, without_barrier
 
 __all__ = ["on_host"]
 pytestmark = needs_compiler
@@ -41,7 +42,8 @@ class Case:
         generator = torch.Generator().manual_seed(0)
 
         def randn(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=DOUBLE).to(dtype)
+            numbers = torch.randn(*shape, generator=generator, dtype=DOUBLE)
+            return guarded(numbers.to(dtype))[1]  # what lies outside is NaN
 
         self.signature, self.n_atoms = signature, 6
         of_column = torch.tensor([own for own, _ in degree_major(signature.lmax, signature.lmax)])
@@ -89,6 +91,29 @@ def test_values_and_gradients_equal_the_definition(on_host, n_ends, by_degree, c
     for name in PARTS:
         torch.testing.assert_close(found[name], truth[name], rtol=0, atol=1e-12)
     assert not found["back"][-1].any()
+
+
+def test_derivatives_by_finite_differences(on_host, monkeypatch):
+    """The operators of PyTorch, with the kernels in the place of those for the CPU."""
+    on_host()
+    for name in ("gather", "scatter_add", "slopes_add"):
+        monkeypatch.setattr(cpu, name, getattr(cuda, name))
+    case = Case(RotationSignature(1, 1), channels=8, n_edges=2)
+
+    def there_and_back(x: Tensor, matrix: Tensor, scale: Tensor) -> Tensor:
+        matrix = matrix * case.within
+        there = cpu.gather_op(x, matrix, scale, case.ends, 1, 1)
+        bent = [part + part**2 / 4 for part in there]  # so that second derivatives are not zero
+        return cpu.scatter_op(bent, matrix, scale, case.ends, case.n_atoms, 1, 1)
+
+    inputs = [t.detach().requires_grad_() for t in (case.x, case.matrix, case.scale)]
+    assert torch.autograd.gradcheck(there_and_back, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(there_and_back, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("operator", ["rotate_gather", "rotate_scatter", "rotate_slopes"])
+def test_kernels_belong_to_the_operators(operator):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"mlip::{operator}", "CUDA")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])

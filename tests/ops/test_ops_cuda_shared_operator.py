@@ -9,7 +9,7 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops import operator_gather, operator_scatter
 from mlip.ops.cuda import shared_operator as cuda
-from tests.ops.host_cuda import needs_compiler, on_host, same_bits, without_barrier
+from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits, without_barrier
 
 __all__ = ["on_host"]
 pytestmark = needs_compiler
@@ -37,7 +37,8 @@ class Case:
         generator = torch.Generator().manual_seed(0)
 
         def randn(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=DOUBLE).to(dtype)
+            numbers = torch.randn(*shape, generator=generator, dtype=DOUBLE)
+            return guarded(numbers.to(dtype))[1]  # what lies outside is NaN
 
         self.n_atoms = 6
         self.matrix, self.weights = randn(n_edges, rows, columns), randn(n_edges, channels)

@@ -65,14 +65,18 @@ class Program:
             arguments: contiguous tensors, whose addresses are passed, and numbers (C ``int``).
 
         Raises:
-            InputError: a number of edges or atoms beyond 2³¹ − 1.
+            InputError: a number of edges or atoms beyond 2³¹ − 1; tensors on several devices.
         """
         if 0 in grid:
             return
         for value in arguments:
             if isinstance(value, int) and not -(2**31) <= value < 2**31:
                 raise InputError(f"{kernel}: {value} is too large for a kernel of {self.file}")
-        device = next(value.device for value in arguments if isinstance(value, Tensor))
+        devices = {value.device for value in arguments if isinstance(value, Tensor)}
+        if len(devices) > 1:
+            names = ", ".join(sorted(map(str, devices)))
+            raise InputError(f"{kernel}: tensors are on {names}; expected one device")
+        device = devices.pop()
         name = f"{kernel}<{C_TYPES[dtype]}>"
         self._module(device).launch(name, grid, block, shared, arguments)
 
