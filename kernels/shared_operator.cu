@@ -144,17 +144,19 @@ __global__ void __launch_bounds__(BLOCK, 3) operator_slopes(
       for (int other = 0; other < warps; ++other) total += by_warp[other * 32 + lane];
       of_weights[e * channels + c] = total;
     }
+    T parts[MINE];  // summed first: long sums of short ones lose fewer digits
+    for (int m = 0; m < MINE; ++m) parts[m] = 0;
+    for (int i = 0; i < 32; ++i) {
 #pragma unroll
-    for (int m = 0; m < MINE; ++m) {
-      const int entry = threadIdx.x + m * BLOCK;
-      if (entry < SIZE) {
-        const T* left = weighted + entry / COLUMNS * STRIDE;
-        const T* right = of_ends + entry % COLUMNS * STRIDE;
-        T sum = 0;
-        for (int i = 0; i < 32; ++i) sum += left[i] * right[i];
-        sums[m] += sum;
+      for (int m = 0; m < MINE; ++m) {
+        const int entry = threadIdx.x + m * BLOCK;
+        if (entry < SIZE) {
+          const T left = weighted[entry / COLUMNS * STRIDE + i];
+          parts[m] += left * of_ends[entry % COLUMNS * STRIDE + i];
+        }
       }
     }
+    for (int m = 0; m < MINE; ++m) sums[m] += parts[m];
   }
 #pragma unroll
   for (int m = 0; m < MINE; ++m) {
