@@ -7,14 +7,19 @@ import logging
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlip.errors import InputError
 from mlip.ops import (
     ConvolutionSignature,
+    RotationSignature,
     backend,
     default_backend,
     forces_and_virial,
     neighborhood,
+    operator_gather,
+    operator_scatter,
+    rotate_gather,
     sum_messages,
 )
 from mlip.ops.cpu import runner
@@ -110,6 +115,27 @@ def test_a_kernel_is_for_its_own_device(monkeypatch):
             torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 2, dtype=torch.int64),
             torch.zeros(1, dtype=torch.int64), 1, 1,
         )  # fmt: skip
+
+
+def test_tensors_on_a_gpu_go_to_its_kernels(monkeypatch):
+    """With tensors that have a device but no numbers."""
+    monkeypatch.setattr(backend, "cuda_missing", lambda: None)
+    signature = RotationSignature(2, 1)
+    with FakeTensorMode():
+        x, y = torch.empty(5, 9, 3, device="cuda"), torch.empty(7, 9, 3, device="cuda")
+        ends = torch.empty(2, 7, dtype=torch.int64, device="cuda")
+        scale = torch.empty(7, 3, 6, device="cuda")
+        orders = rotate_gather(signature, x, y.new_empty(7, 7, 9), scale, ends, "cuda")
+        assert [tuple(part.shape) for part in orders] == [(7, 3, 6), (7, 2, 6), (7, 2, 6)]
+        matrix, weights = y.new_empty(7, 4, 9), y.new_empty(7, 3)
+        assert operator_gather(x, matrix, weights, ends, "cuda").shape == (7, 4, 3)
+        assert operator_scatter(y, matrix, weights, ends, 5, "cuda").device.type == "cuda"
+        batch = torch.empty(5, dtype=torch.int64, device="cuda")
+        forces, virial = forces_and_virial(weights, weights, ends, batch, 5, 2, "cuda")
+        assert (forces.shape, virial.shape) == ((5, 3), (2, 3, 3))
+        with pytest.raises(InputError, match="device cuda"):
+            operator_gather(x, matrix, weights, ends, "numba")
+    assert backend._refused == {}
 
 
 def test_no_edges_decide_nothing():

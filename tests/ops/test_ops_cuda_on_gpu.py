@@ -1,0 +1,114 @@
+"""Operators on a GPU as models call them: chosen by ``auto``, differentiated, in a CUDA graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mlip.ops import (
+    RotationSignature,
+    backend,
+    forces_and_virial,
+    operator_gather,
+    operator_scatter,
+    rotate_gather,
+    rotate_scatter,
+)
+from mlip.so3 import degree_major
+
+DEVICE = torch.device("cuda")
+DOUBLE = torch.float64
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+N_ATOMS, N_EDGES, CHANNELS = 5, 12, 3
+
+
+def randn(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=DOUBLE).to(DEVICE)
+
+
+def ends(rows: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, N_ATOMS, (rows, N_EDGES), generator=generator).to(DEVICE)
+
+
+def rotations(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    signature, both = RotationSignature(2, 1), ends(2)
+    of_column = torch.tensor([degree for degree, _ in degree_major(2, 2)])
+    within = (torch.tensor(signature.degrees)[:, None] == of_column).to(DEVICE)
+
+    def function(x: Tensor, matrix: Tensor, scale: Tensor) -> Tensor:
+        matrix = matrix * within
+        there = rotate_gather(signature, x, matrix, scale, both, name)
+        bent = tuple(part + part**2 for part in there)
+        return rotate_scatter(signature, bent, matrix, scale, both, N_ATOMS, name)
+
+    inputs = [randn(N_ATOMS, 9, CHANNELS), randn(N_EDGES, *within.shape)]
+    return function, [*inputs, randn(N_EDGES, 3, 2 * CHANNELS)]
+
+
+def shared_operators(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    both = ends(2)
+
+    def function(x: Tensor, matrix: Tensor, weights: Tensor) -> Tensor:
+        there = operator_gather(x, matrix, weights, both, name)
+        return operator_scatter(there + there**2, matrix.mT, weights, both, N_ATOMS, name)
+
+    return function, [randn(N_ATOMS, 4, CHANNELS), randn(N_EDGES, 9, 4), randn(N_EDGES, CHANNELS)]
+
+
+def forces(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    edges, batch = ends(2), torch.arange(N_ATOMS, device=DEVICE) // 3
+
+    def function(gradient: Tensor, vector: Tensor) -> Tensor:
+        found = forces_and_virial(gradient, vector, edges, batch, N_ATOMS, 2, name)
+        return torch.cat([part.flatten() for part in found])
+
+    return function, [randn(N_EDGES, 3), randn(N_EDGES, 3)]
+
+
+OPERATORS = [rotations, shared_operators, forces]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_auto_takes_the_kernel(operator, caplog, monkeypatch):
+    monkeypatch.setattr(backend, "_refused", {})
+    function, inputs = operator("auto")
+    with caplog.at_level(logging.INFO, logger="mlip"):
+        found = function(*inputs)
+    assert "CUDA kernel, relative error" in caplog.text
+    assert "plain PyTorch instead" not in caplog.text
+    torch.testing.assert_close(found, operator("torch")[0](*inputs), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_derivatives(operator):
+    function, inputs = operator("cuda")
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_graph_of_launches(operator):
+    function, inputs = operator("cuda")
+    expected = function(*inputs)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        function(*inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        found = function(*inputs)
+    inputs[0].mul_(2)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, function(*inputs), rtol=0, atol=0)
