@@ -59,9 +59,9 @@ class Case:
 
     def kernels(self) -> dict[str, Tensor]:
         """The same by the kernels."""
-        there = cuda.cuda_gather(self.x, self.matrix, self.weights, self.ends)
-        back = cuda.cuda_scatter(self.y, self.matrix.mT, self.weights, self.ends, self.n_atoms)
-        slopes = cuda.cuda_slopes(self.x, self.y, self.matrix, self.weights, self.ends)
+        there = cuda.gather(self.x, self.matrix, self.weights, self.ends)
+        back = cuda.scatter(self.y, self.matrix.mT, self.weights, self.ends, self.n_atoms)
+        slopes = cuda.slopes(self.x, self.y, self.matrix, self.weights, self.ends)
         return dict(zip(PARTS, (there, back, *slopes), strict=True))
 
 
@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_an_error(on_host):
         (case.x, case.matrix[:-1], "operator"),
     ):
         with pytest.raises(InputError, match=f"(: |, ){word}"):
-            cuda.cuda_gather(x, matrix, case.weights, case.ends)
+            cuda.gather(x, matrix, case.weights, case.ends)
 
 
 @pytest.mark.parametrize(("kernel", "barrier"), BARRIERS)

@@ -109,9 +109,8 @@ def scatter_add(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: T
     call.run(call.module.scatter, call.channels, CHANNEL_BLOCK[x.dtype])
 
 
-@torch.library.custom_op("mlip::operator_gather", mutates_args=(), device_types="cpu")
-def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Operator of ``operator_gather``."""
+def gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Compute ``operator_gather`` without derivatives."""
     shape = (len(x), operator.shape[2], weights.shape[1])
     check(x, operator, weights, ends, {"x": (x, shape)})
     out = x.new_empty(len(weights), operator.shape[1], weights.shape[1])
@@ -119,6 +118,30 @@ def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Ten
     streams = out.nbytes > CACHE and out.data_ptr() % 64 == 0
     call.run(call.module.gather, call.n_edges, 1, streams)
     return out
+
+
+def slopes(
+    x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute ∂φ/∂K and ∂φ/∂w without derivatives; the first lies in memory as K does."""
+    n_edges, channels = weights.shape
+    shapes = {
+        "x": (x, (len(x), operator.shape[2], channels)),
+        "y": (y, (n_edges, operator.shape[1], channels)),
+    }
+    check(x, operator, weights, ends, shapes)
+    call = _Call(x, y, operator, weights, ends)
+    matrix = operator.new_empty((operator.mT if call.transposed else operator).shape)
+    of_weights = weights.new_empty(weights.shape)
+    found = [tensor.numpy().reshape(-1) for tensor in (matrix, of_weights)]
+    call.run(call.module.slopes, call.n_edges, 1, *found)
+    return matrix.mT if call.transposed else matrix, of_weights
+
+
+@torch.library.custom_op("mlip::operator_gather", mutates_args=(), device_types="cpu")
+def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Operator of ``operator_gather``."""
+    return gather(x, operator, weights, ends)
 
 
 @torch.library.custom_op("mlip::operator_scatter", mutates_args=(), device_types="cpu")
@@ -133,19 +156,8 @@ def scatter_op(y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, n_ato
 def slopes_op(
     x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Operator of the gradients of matrices and weights; the first lies in memory as K does."""
-    n_edges, channels = weights.shape
-    shapes = {
-        "x": (x, (len(x), operator.shape[2], channels)),
-        "y": (y, (n_edges, operator.shape[1], channels)),
-    }
-    check(x, operator, weights, ends, shapes)
-    call = _Call(x, y, operator, weights, ends)
-    matrix = operator.new_empty((operator.mT if call.transposed else operator).shape)
-    of_weights = weights.new_empty(weights.shape)
-    slopes = [tensor.numpy().reshape(-1) for tensor in (matrix, of_weights)]
-    call.run(call.module.slopes, call.n_edges, 1, *slopes)
-    return matrix.mT if call.transposed else matrix, of_weights
+    """Operator of the gradients of matrices and weights."""
+    return slopes(x, y, operator, weights, ends)
 
 
 @gather_op.register_fake

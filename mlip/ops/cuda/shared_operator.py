@@ -86,7 +86,7 @@ def scatter_add(
 
 
 @gather_op.register_kernel("cuda")
-def cuda_gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+def gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Kernel of ``mlip::operator_gather``."""
     shape = (len(x), operator.shape[2], weights.shape[1])
     check(x, operator, weights, ends, {"x": (x, shape)}, on_cpu=False)
@@ -101,9 +101,7 @@ def cuda_gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> T
 
 
 @scatter_op.register_kernel("cuda")
-def cuda_scatter(
-    y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, n_atoms: int
-) -> Tensor:
+def scatter(y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, n_atoms: int) -> Tensor:
     """Kernel of ``mlip::operator_scatter``."""
     out = y.new_empty(n_atoms, operator.shape[1], weights.shape[1])
     scatter_add(out, y, operator, weights, ends, add=False)
@@ -111,7 +109,7 @@ def cuda_scatter(
 
 
 @slopes_op.register_kernel("cuda")
-def cuda_slopes(
+def slopes(
     x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Kernel of ``mlip::operator_slopes``; the first lies in memory as K does."""

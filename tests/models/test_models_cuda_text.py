@@ -1,0 +1,70 @@
+"""Models whose kernels are the CUDA text, run on the CPU, against plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from ase.build import molecule
+from torch import Tensor
+
+from mlip.graph import AtomicGraph, atoms_to_graph
+from mlip.models import create_model
+from mlip.ops.cpu import rotation, shared_operator
+from mlip.ops.cuda import rotation as cuda_rotation
+from mlip.ops.cuda import shared_operator as cuda_shared_operator
+from mlip.potential import Potential
+from tests.ops.host_cuda import needs_compiler, on_host
+
+__all__ = ["on_host"]
+pytestmark = needs_compiler
+ROTATIONS = (rotation, cuda_rotation, ("gather", "scatter_add", "slopes_add"))
+OPERATORS = (shared_operator, cuda_shared_operator, ("gather", "scatter_add", "slopes"))
+MODELS = {
+    "equiformer_v3": (
+        {"lmax": 2, "layers": 1, "channels": 8, "feed_forward_hidden": 8, "edge_channels": 8},
+        ROTATIONS,
+    ),
+    "tdn": ({"lmax": 1, "channels": 8, "heads": 2}, OPERATORS),
+}
+
+
+def counted(function: Callable, calls: list[str], name: str) -> Callable:
+    def call(*arguments, **options):
+        calls.append(name)
+        return function(*arguments, **options)
+
+    return call
+
+
+def answers(potential: Potential, graph: AtomicGraph) -> list[Tensor]:
+    """Energy and forces as in simulations, and the parameter gradient of a loss of forces."""
+    found = potential(graph, stress=False)
+    training = potential(graph, stress=False, create_graph=True)
+    loss = training.forces.square().sum() + training.energy.sum()
+    slopes = torch.autograd.grad(loss, list(potential.parameters()), allow_unused=True)
+    slope = torch.cat([part.flatten() for part in slopes if part is not None])
+    return [found.energy, found.forces, slope]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_energies_forces_and_training_equal_plain_pytorch(on_host, monkeypatch, name):
+    config, (replaced, kernels, functions) = MODELS[name]
+    torch.manual_seed(0)
+    potential = Potential(create_model(name, {"elements": [1, 8], **config}).double())
+    graph = atoms_to_graph(molecule("H2O"), potential.cutoff)
+    monkeypatch.setenv("MLIP_BACKEND", "torch")
+    expected = answers(potential, graph)
+
+    on_host()
+    monkeypatch.setenv("MLIP_BACKEND", "numba")
+    calls: list[str] = []
+    for function in functions:
+        monkeypatch.setattr(
+            replaced, function, counted(getattr(kernels, function), calls, function)
+        )
+    found = answers(potential, graph)
+    assert set(calls) == set(functions)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
