@@ -86,6 +86,11 @@ def _check(nodes: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, **giv
         )
 
 
+def _each(x: Tensor) -> Tensor:
+    """Ends of edges whose features are the rows of x themselves, [1, E]."""
+    return torch.arange(len(x), device=x.device)[None]
+
+
 def scatter_add(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> None:
     """Add ``operator_scatter`` to contiguous x [N, d3, C]."""
     n_edges, channels = weights.shape
@@ -98,9 +103,8 @@ def scatter_add(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: T
     call.run(call.module.scatter, call.channels, CHANNEL_BLOCK[x.dtype])
 
 
-@torch.library.custom_op("mlip::operator_gather", mutates_args=(), device_types="cpu")
-def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
-    """Operator of ``operator_gather``."""
+def gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Compute ``operator_gather``, without derivatives."""
     shape = (len(x), operator.shape[2], weights.shape[1])
     _check(x, operator, weights, ends, x=(x, shape))
     out = x.new_empty(len(weights), operator.shape[1], weights.shape[1])
@@ -108,6 +112,18 @@ def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Ten
     streams = out.nbytes > CACHE and out.data_ptr() % 64 == 0
     call.run(call.module.gather, call.n_edges, 1, streams)
     return out
+
+
+@torch.library.custom_op("mlip::operator_gather", mutates_args=(), device_types="cpu")
+def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Operator of ``operator_gather``."""
+    return gather(x, operator, weights, ends)
+
+
+@torch.library.custom_op("mlip::operator_apply", mutates_args=(), device_types="cpu")
+def apply_op(x: Tensor, operator: Tensor, weights: Tensor) -> Tensor:
+    """Operator of ``operator_apply``: nothing is added up, there or back."""
+    return gather(x, operator, weights, _each(x))
 
 
 @torch.library.custom_op("mlip::operator_scatter", mutates_args=(), device_types="cpu")
@@ -135,6 +151,11 @@ def slopes_op(
     slopes = [tensor.numpy().reshape(-1) for tensor in (matrix, of_weights)]
     call.run(call.module.slopes, call.n_edges, 1, *slopes)
     return matrix.mT if call.transposed else matrix, of_weights
+
+
+@apply_op.register_fake
+def _(x: Tensor, operator: Tensor, weights: Tensor) -> Tensor:
+    return x.new_empty(weights.shape[0], operator.shape[1], weights.shape[1])
 
 
 @gather_op.register_fake
@@ -166,6 +187,16 @@ def _(
 
 def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs)
+
+
+def _backward_apply(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    x, operator, weights = ctx.saved_tensors
+    of_x = of_operator = of_weights = None
+    if ctx.needs_input_grad[0]:
+        of_x = apply_op(gradient, operator.mT, weights)
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        of_operator, of_weights = slopes_op(x, gradient, operator, weights, _each(x))
+    return of_x, of_operator, of_weights
 
 
 def _backward_gather(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
@@ -208,6 +239,7 @@ def _backward_slopes(ctx: Any, of_operator: Tensor, of_weights: Tensor) -> tuple
     return of_x, of_y, k, w, None
 
 
+apply_op.register_autograd(_backward_apply, setup_context=_setup_gather)
 gather_op.register_autograd(_backward_gather, setup_context=_setup_gather)
 scatter_op.register_autograd(_backward_scatter, setup_context=_setup_scatter)
 slopes_op.register_autograd(_backward_slopes, setup_context=_setup_slopes)
