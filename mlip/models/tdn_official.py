@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from mlip.ops.tensor_products.factors import NAMES
 AVERAGE_ATOMS, AVERAGE_DEGREE = 36.6, 18.6  # constants of the official code (PubChemQCR-S)
 DROPOUT = 0.2
 
-_FIELDS = {
+OFFICIAL_OPTIONS = {
     "hidden_channels": "channels",
     "num_interactions": "layers",
     "num_gaussians": "n_radial",
@@ -56,6 +57,8 @@ _RULES = tuple(
         (r"\.radial\.offset$", ".radial.last.bias"),
     )
 )
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_RADIAL_WEIGHT = re.compile(r"edge_embed\.rad\.net\.(\d+)\.weight$")
 _RADIAL_LAYER = re.compile(r"\.radial\.net\.(\d+)\.(weight|bias)$")
 
 
@@ -77,6 +80,38 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: holds no state dict of tensors; expected an official TDN")
     return state
+
+
+def official_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read constructor arguments of the official model off its weights: all but ``cutoff``.
+
+    Args:
+        weights: tensors by official name, with or without prefixes of wrappers.
+
+    Raises:
+        CheckpointError: they are not weights of a TDN.
+    """
+    shapes = {_WRAPPERS.sub("", name): tuple(tensor.shape) for name, tensor in weights.items()}
+    layers = [int(match[1]) for name in shapes if (match := _BLOCK.match(name))]
+    widths = {
+        int(match[1]): shape[0]
+        for name, shape in shapes.items()
+        if len(shape) == 2 and (match := _RADIAL_WEIGHT.match(name))
+    }
+    try:
+        return {
+            "hidden_channels": shapes["atom_embed.atom_type_lin.weight"][0],
+            "num_interactions": max(layers) + 1,
+            "num_gaussians": math.prod(shapes["rbf.mean"]),
+            "lmax": shapes["norm.affine_weight"][0] - 1,
+            "fc_neurons": [widths[i] for i in sorted(widths)[:-1]],
+            "num_heads": shapes["blocks.0.attn.alpha_dot"][0],
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        some = ", ".join(sorted(shapes)[:4])
+        raise CheckpointError(
+            f"not the weights of an official TDN: {error} not found among its names ({some}, …)"
+        ) from error
 
 
 def config_from_official(
@@ -101,9 +136,11 @@ def config_from_official(
     Raises:
         InputError: an unknown option.
     """
-    if unknown := sorted(set(official) - set(_FIELDS) - _IGNORED):
+    if unknown := sorted(set(official) - set(OFFICIAL_OPTIONS) - _IGNORED):
         raise InputError(f"unknown options of the official TDN: {', '.join(unknown)}")
-    fields = {ours: official[theirs] for theirs, ours in _FIELDS.items() if theirs in official}
+    fields = {
+        ours: official[theirs] for theirs, ours in OFFICIAL_OPTIONS.items() if theirs in official
+    }
     fields = {"lmax": 1, **fields}
     fields["radial_hidden"] = tuple(fields.get("radial_hidden", (64, 64)))
     return TDNConfig(
