@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,21 @@ import torch
 from torch import Tensor
 
 from mlip.errors import CheckpointError, InputError
+from mlip.models.official_files import (
+    load_weights,
+    read_checkpoint_file,
+    state_of,
+    without_wrappers,
+)
 from mlip.models.tdn import TDN, TDNConfig
 from mlip.ops.tensor_products import Factors
 from mlip.ops.tensor_products.factors import NAMES
 
-AVERAGE_ATOMS, AVERAGE_DEGREE = 36.6, 18.6  # constants of the official code (PubChemQCR-S)
+OFFICIAL_AVERAGES = {  # atoms of a structure, neighbours of an atom: constants of the official code
+    "PubChemQCR-S": (36.6, 18.6),
+    "PubChemQCR": (30.0, 16.7),
+}
+AVERAGE_ATOMS, AVERAGE_DEGREE = OFFICIAL_AVERAGES["PubChemQCR-S"]
 DROPOUT = 0.2
 
 OFFICIAL_OPTIONS = {
@@ -30,7 +39,6 @@ OFFICIAL_OPTIONS = {
     "cutoff": "cutoff",
 }
 _IGNORED = {"compile_blocks", "gradient_force"}  # how it runs; forces are chosen by `prediction`
-_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # of DDP and torch.compile
 _LEGACY = re.compile(r"\.cp_[uvt]$")
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -69,17 +77,7 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: missing, unreadable or foreign file, or one that holds more than tensors
             and plain containers.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"{path}: not a readable checkpoint of the official TDN "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
-    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: holds no state dict of tensors; expected an official TDN")
-    return state
+    return state_of(read_checkpoint_file(path), path)
 
 
 def official_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -91,7 +89,7 @@ def official_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         CheckpointError: they are not weights of a TDN.
     """
-    shapes = {_WRAPPERS.sub("", name): tuple(tensor.shape) for name, tensor in weights.items()}
+    shapes = {without_wrappers(name): tuple(tensor.shape) for name, tensor in weights.items()}
     layers = [int(match[1]) for name in shapes if (match := _BLOCK.match(name))]
     widths = {
         int(match[1]): shape[0]
@@ -181,9 +179,9 @@ def model_from_official(
     for key, tensor in weights.items():
         name = our_name(key, len(config.radial_hidden))
         unused = config.prediction == "gradient" and name.startswith("force_")
-        if not (unused or _LEGACY.search(key) or (_is_factor(name) and config.product == "exact")):
+        if not (unused or _LEGACY.search(key) or (is_factor(name) and config.product == "exact")):
             state[name] = tensor.to(dtype)
-    found = {name[-4:]: tensor for name, tensor in state.items() if _is_factor(name)}
+    found = {name[-4:]: tensor for name, tensor in state.items() if is_factor(name)}
     if len(found) == len(NAMES):  # of any one product: only sizes matter here
         factors = Factors(*(found[name] for name in NAMES))
     if factors is not None and config.product == "low_rank":
@@ -193,21 +191,13 @@ def model_from_official(
         model = TDN(config, factors).to(dtype)
     own = model.state_dict()
     state = {name: _like(tensor, own.get(name)) for name, tensor in state.items()}
-    state = {name: tensor for name, tensor in own.items() if _is_factor(name)} | state
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
-    if missing or extra or wrong:
-        raise CheckpointError(
-            f"official weights do not fit the configuration: missing {missing}, unknown {extra}, "
-            f"of another shape {wrong}"
-        )
-    model.load_state_dict(state)
+    load_weights(model, {name: tensor for name, tensor in own.items() if is_factor(name)} | state)
     return model
 
 
 def our_name(official: str, n_hidden: int) -> str:
     """Translate the name of one official parameter; radial MLPs have ``n_hidden`` layers."""
-    name = _WRAPPERS.sub("", official)
+    name = without_wrappers(official)
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
     if match := _RADIAL_LAYER.search(name):  # linear map, layer norm, activation take turns
@@ -231,7 +221,8 @@ def _pick_elements(state: dict[str, Tensor], config: TDNConfig) -> None:
     state["embedding"] = table.T[list(config.elements)] + bias
 
 
-def _is_factor(name: str) -> bool:
+def is_factor(name: str) -> bool:
+    """Whether a weight is one of the factors of a low-rank product."""
     return name.endswith(NAMES)
 
 
