@@ -2,8 +2,8 @@
 
     python scripts/check_parity.py MODEL FILE.npz …
 
-Prints the worst deviation of each quantity in float64 and float32; the exit code is 1 if any is
-above its tolerance, 2 if a file cannot be read.
+Prints the worst deviation of each quantity in float64 and float32, and what was not compared, with
+the reason; the exit code is 1 if any deviation is above its tolerance, 2 if a file cannot be read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import sys
 
 from mlip.errors import MlipError
+from mlip.validation.parity import Omission, Row
 
 CHECKERS = {
     "equiformer_v3": "mlip.validation.parity_equiformer_v3",
@@ -40,15 +41,21 @@ def main() -> int:
             status = 2
             continue
         for row in rows:
-            verdict = "ok" if row.passed else "FAILED"
-            print(
-                f"  {row.dtype:8s} {row.quantity:60s} {row.worst:9.2e}"
-                f"  (tolerance {row.tolerance:.0e})  {verdict}"
-            )
+            print(f"  {_line(row)}")
         if not all(row.passed for row in rows):
             status = max(status, 1)
     print("parity: " + ("all within tolerance" if status == 0 else "FAILED"))
     return status
+
+
+def _line(row: Row) -> str:
+    if isinstance(row, Omission):
+        return f"not compared: {row.quantity}: {row.reason}"
+    verdict = "ok" if row.passed else "FAILED"
+    return (
+        f"{row.dtype:8s} {row.quantity:60s} {row.worst:9.2e}"
+        f"  (tolerance {row.tolerance:.0e})  {verdict}"
+    )
 
 
 if __name__ == "__main__":

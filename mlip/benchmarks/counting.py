@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +28,9 @@ _MOVES = (
 )  # fmt: skip
 
 
+_KERNELS = ("operator_apply", "operator_gather", "operator_scatter")  # of one matrix an edge
+
+
 class Counts(NamedTuple):
     """Floating-point operations, and bytes that the single operations read and write."""
 
@@ -42,7 +47,8 @@ class Peaks(NamedTuple):
 
 class _Counter(TorchDispatchMode):
     """Add up every operation: 2·n³ for matrix products, 5 n log₂ n for Fourier transforms,
-    one for each element otherwise; moves and views compute nothing."""
+    one for each element otherwise; moves and views compute nothing, and kernels of this package
+    what they are made for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,6 +66,9 @@ class _Counter(TorchDispatchMode):
             self.flops += int(
                 flop_registry[func._overloadpacket](*args, **kwargs or {}, out_val=out)
             )
+        elif name in _KERNELS:
+            operator, weights = args[1:3]
+            self.flops += weights.shape[1] * (2 * operator.numel() + operator[:, :, 0].numel())
         elif "fft" in name:
             size = math.prod(results[0].shape[d] for d in args[1])
             self.flops += int(5 * results[0].numel() * math.log2(max(size, 2)))
@@ -89,6 +98,27 @@ def kept_for_backward(function: Callable[[], Any], inputs: Sequence[Tensor]) -> 
     for tensor in inputs:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
     return sum(storages.values())
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a computation can still take, or None where nobody says so."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = [_number("/proc/meminfo", r"MemAvailable:\s+(\d+) kB", 1024)]
+    most = _number("/sys/fs/cgroup/memory.max", r"(\d+)", 1)
+    taken = _number("/sys/fs/cgroup/memory.current", r"(\d+)", 1)
+    limits.append(None if most is None or taken is None else most - taken)
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def _number(path: str, pattern: str, unit: int) -> int | None:
+    """Find a number in a file of the system."""
+    try:
+        found = re.search(pattern, Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        return None
+    return int(found[1]) * unit if found else None
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:

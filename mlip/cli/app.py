@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "Compare a potential with labelled structures.",
     "train": "Train a potential.",
     "convert": "Convert data files of any known format to one data set, with a report.",
-    "convert-model": "Convert an official EquiformerV3 checkpoint to a potential.",
+    "convert-model": "Convert an official EquiformerV3 or TDN checkpoint to a potential.",
     "check": "Report what a data set holds and what is wrong with it.",
     "data": "Merge, split, filter and index data sets; a demo of the data layer.",
     "bench": "Measure operators on this machine.",

@@ -27,16 +27,22 @@ def tensor_products(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     repeats: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 5,
+    budget: Annotated[
+        float, typer.Option(min=0.01, help="Seconds for one product at one degree.")
+    ] = 20.0,
     csv: Annotated[Path | None, typer.Option(help="Write the rows to this file.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write time against expressivity as PNG.")
     ] = None,
 ) -> None:
-    """Compare tensor products: time, operations, bytes, memory, expressivity, equivariance."""
+    """Compare tensor products: time, operations, bytes, memory, expressivity, equivariance.
+
+    A product that would take longer, or more memory than is free, is listed with the reason.
+    """
     import torch
 
     from mlip.benchmarks.counting import measure_peaks
-    from mlip.benchmarks.tensor_products import Row, as_csv, measure, table
+    from mlip.benchmarks.tensor_products import Limits, Row, as_csv, measure, table
     from mlip.benchmarks.tensor_products import plot as draw
     from mlip.errors import InputError, require
     from mlip.files import atomic_write
@@ -59,12 +65,15 @@ def tensor_products(
     )
     rows: list[Row] = []
     for degree in range(1, lmax + 1):
-        rows += measure(degree, channels, edges, like, peaks, repeats)
-        typer.echo(f"L = {degree} done", err=True)
+        for row in measure(degree, channels, edges, like, peaks, Limits(budget, repeats)):
+            rows.append(row)
+            time = "" if row.forward_ms is None else f" {row.forward_ms:.3g} ms forward"
+            remark = f" ({row.remark})" if row.remark else ""
+            typer.echo(f"L = {degree}, {row.product}:{time}{remark}", err=True)
+        if csv is not None:
+            with atomic_write(csv, "w") as file:
+                file.write(as_csv(rows))
     typer.echo(table(rows))
-    if csv is not None:
-        with atomic_write(csv, "w") as file:
-            file.write(as_csv(rows))
     if plot is not None:
         with atomic_write(plot) as file:
             draw(rows).savefig(file, format="png", dpi=150)

@@ -8,21 +8,19 @@ and the training ``config``.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import yaml
 from torch import Tensor
 
 from mlip.errors import CheckpointError, InputError
 from mlip.files import file_sha256
+from mlip.models.official_files import read_checkpoint_file, state_of
 
-PREFIXES = ("_orig_mod.", "module.")
 NAMES = ("equiformer_v3", "equiformer_v3_dens")
 _BUFFERS = re.compile(
     r"(^|\.)(so3_rotation\.\w+|so3_grid\.\w+|expand_index|balance_degree_weight"
@@ -61,18 +59,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
         CheckpointError: missing or damaged file, one that holds more than tensors and plain
             values, or one of another layout.
     """
-    content = _read_tensors(path)
-    state = content.get("state_dict")
-    if state is None and content and all(isinstance(v, Tensor) for v in content.values()):
-        content, state = {}, content
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(
-            f"{path}: no 'state_dict' among its entries ({_some(map(str, content))}); give a "
-            "checkpoint of the EquiformerV3 trainer"
-        )
-    weights = {_strip(str(name)): tensor for name, tensor in state.items()}
-    if len(weights) < len(state) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError(f"{path}: state_dict holds a name twice, or something not a tensor")
+    content = read_checkpoint_file(path)
+    weights = state_of(content, path)
     config = content.get("config")
     return OfficialCheckpoint(
         {name: tensor for name, tensor in weights.items() if not _BUFFERS.search(name)},
@@ -150,46 +138,6 @@ def normalizers_of(config: Mapping[str, Any], source: str) -> dict[str, Normaliz
     return {}
 
 
-def _read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such file; give a checkpoint (.pt) of EquiformerV3")
-    try:
-        with torch.serialization.safe_globals(_plain_numbers()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise CheckpointError(
-            f"{path}: not a plain file of tensors{what}. Reading it fully could run code in it, so "
-            "nothing was read: it is damaged, malicious, or holds objects of other programs; get "
-            "the file again from its publisher, or one with state_dict and config alone"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, IndexError,
-            AttributeError) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a complete file of torch.save ({reason}); it may be truncated or of "
-            "another kind: fetch it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    return content
-
-
-def _plain_numbers() -> list[Any]:
-    """Numbers of NumPy, which trainers leave among metrics, in the names of NumPy 1 and 2."""
-    scalar: Any = np.float64(0).__reduce__()[0]
-    kinds = {type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "b1")}
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")
-    return [np.dtype, *kinds, *((scalar, f"{module}.scalar") for module in modules)]
-
-
-def _strip(name: str) -> str:
-    while name.startswith(PREFIXES):
-        name = name.split(".", 1)[1]
-    return name
-
-
 def _averaged(ema: Any, path: str | os.PathLike[str]) -> list[Tensor] | None:
     if not ema:
         return None
@@ -222,8 +170,3 @@ def _references(found: Any, path: str | os.PathLike[str]) -> list[float] | None:
             f"{path}: its 'elementrefs' for energy are not one number for each atomic number"
         )
     return [float(v) for v in values]
-
-
-def _some(names: Any) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

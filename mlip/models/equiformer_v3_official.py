@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlip.errors import CheckpointError, InputError
 from mlip.models.equiformer_v3 import EquiformerV3, EquiformerV3Config
+from mlip.models.official_files import load_weights
 
 _FIELDS = {
     "max_radius": "cutoff",
@@ -149,26 +150,8 @@ def model_from_official(
         name: _fit(name, tensor, own, config).to(dtype)
         for name, tensor in ((our_name(key), value) for key, value in weights.items())
     }
-    missing = sorted(set(own) - set(state))
-    extra = sorted(set(state) - set(own))
-    wrong = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in state
-        if name in own and state[name].shape != own[name].shape
-    ]
-    if missing or extra or wrong:
-        problems = (("missing", missing), ("unknown", extra), ("of another shape", wrong))
-        raise CheckpointError(
-            "official weights do not fit the configuration (names are ours): "
-            + "; ".join(f"{what}: {_first(names)}" for what, names in problems if names)
-        )
-    model.load_state_dict(state)
+    load_weights(model, state)
     return model
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
 
 
 def our_name(official: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mlip.errors import CheckpointError, InputError
 from mlip.models.facet import Facet, FacetConfig
+from mlip.models.official_files import load_weights
 
 ACTIVATION_NAMES = {
     "silu": "silu",
@@ -144,18 +145,7 @@ def facet_from_jax(
     _trim_species(state, constants or {}, config)
     with torch.random.fork_rng(devices=[]):
         model = Facet(config).double()
-    own = model.state_dict()
-    missing = [
-        name for name, value in own.items() if name not in state and value.numel()
-    ]  # weights of absent degrees are empty
-    extra = [name for name in state if name not in own]
-    wrong = [n for n in state if n in own and state[n].shape != own[n].shape]
-    if missing or extra or wrong:
-        raise CheckpointError(
-            f"official weights do not fit the configuration: missing {missing}, "
-            f"unknown {extra}, of another shape {wrong}"
-        )
-    model.load_state_dict(own | state)
+    load_weights(model, state)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +12,24 @@ import torch
 from torch import Tensor
 
 from mlip.errors import CheckpointError, InputError
+from mlip.models.official_files import (
+    load_weights,
+    read_checkpoint_file,
+    state_of,
+    without_wrappers,
+)
 from mlip.models.tdn import TDN, TDNConfig
 from mlip.ops.tensor_products import Factors
 from mlip.ops.tensor_products.factors import NAMES
 
-AVERAGE_ATOMS, AVERAGE_DEGREE = 36.6, 18.6  # constants of the official code (PubChemQCR-S)
+OFFICIAL_AVERAGES = {  # atoms of a structure, neighbours of an atom: constants of the official code
+    "PubChemQCR-S": (36.6, 18.6),
+    "PubChemQCR": (30.0, 16.7),
+}
+AVERAGE_ATOMS, AVERAGE_DEGREE = OFFICIAL_AVERAGES["PubChemQCR-S"]
 DROPOUT = 0.2
 
-_FIELDS = {
+OFFICIAL_OPTIONS = {
     "hidden_channels": "channels",
     "num_interactions": "layers",
     "num_gaussians": "n_radial",
@@ -29,7 +39,6 @@ _FIELDS = {
     "cutoff": "cutoff",
 }
 _IGNORED = {"compile_blocks", "gradient_force"}  # how it runs; forces are chosen by `prediction`
-_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # of DDP and torch.compile
 _LEGACY = re.compile(r"\.cp_[uvt]$")
 _RULES = tuple(
     (re.compile(pattern), replacement)
@@ -56,6 +65,8 @@ _RULES = tuple(
         (r"\.radial\.offset$", ".radial.last.bias"),
     )
 )
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_RADIAL_WEIGHT = re.compile(r"edge_embed\.rad\.net\.(\d+)\.weight$")
 _RADIAL_LAYER = re.compile(r"\.radial\.net\.(\d+)\.(weight|bias)$")
 
 
@@ -66,17 +77,39 @@ def read_official(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: missing, unreadable or foreign file, or one that holds more than tensors
             and plain containers.
     """
+    return state_of(read_checkpoint_file(path), path)
+
+
+def official_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read constructor arguments of the official model off its weights: all but ``cutoff``.
+
+    Args:
+        weights: tensors by official name, with or without prefixes of wrappers.
+
+    Raises:
+        CheckpointError: they are not weights of a TDN.
+    """
+    shapes = {without_wrappers(name): tuple(tensor.shape) for name, tensor in weights.items()}
+    layers = [int(match[1]) for name in shapes if (match := _BLOCK.match(name))]
+    widths = {
+        int(match[1]): shape[0]
+        for name, shape in shapes.items()
+        if len(shape) == 2 and (match := _RADIAL_WEIGHT.match(name))
+    }
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        return {
+            "hidden_channels": shapes["atom_embed.atom_type_lin.weight"][0],
+            "num_interactions": max(layers) + 1,
+            "num_gaussians": math.prod(shapes["rbf.mean"]),
+            "lmax": shapes["norm.affine_weight"][0] - 1,
+            "fc_neurons": [widths[i] for i in sorted(widths)[:-1]],
+            "num_heads": shapes["blocks.0.attn.alpha_dot"][0],
+        }
+    except (KeyError, ValueError, IndexError) as error:
+        some = ", ".join(sorted(shapes)[:4])
         raise CheckpointError(
-            f"{path}: not a readable checkpoint of the official TDN "
-            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"not the weights of an official TDN: {error} not found among its names ({some}, …)"
         ) from error
-    state = content.get("model_state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: holds no state dict of tensors; expected an official TDN")
-    return state
 
 
 def config_from_official(
@@ -101,9 +134,11 @@ def config_from_official(
     Raises:
         InputError: an unknown option.
     """
-    if unknown := sorted(set(official) - set(_FIELDS) - _IGNORED):
+    if unknown := sorted(set(official) - set(OFFICIAL_OPTIONS) - _IGNORED):
         raise InputError(f"unknown options of the official TDN: {', '.join(unknown)}")
-    fields = {ours: official[theirs] for theirs, ours in _FIELDS.items() if theirs in official}
+    fields = {
+        ours: official[theirs] for theirs, ours in OFFICIAL_OPTIONS.items() if theirs in official
+    }
     fields = {"lmax": 1, **fields}
     fields["radial_hidden"] = tuple(fields.get("radial_hidden", (64, 64)))
     return TDNConfig(
@@ -144,9 +179,9 @@ def model_from_official(
     for key, tensor in weights.items():
         name = our_name(key, len(config.radial_hidden))
         unused = config.prediction == "gradient" and name.startswith("force_")
-        if not (unused or _LEGACY.search(key) or (_is_factor(name) and config.product == "exact")):
+        if not (unused or _LEGACY.search(key) or (is_factor(name) and config.product == "exact")):
             state[name] = tensor.to(dtype)
-    found = {name[-4:]: tensor for name, tensor in state.items() if _is_factor(name)}
+    found = {name[-4:]: tensor for name, tensor in state.items() if is_factor(name)}
     if len(found) == len(NAMES):  # of any one product: only sizes matter here
         factors = Factors(*(found[name] for name in NAMES))
     if factors is not None and config.product == "low_rank":
@@ -156,21 +191,13 @@ def model_from_official(
         model = TDN(config, factors).to(dtype)
     own = model.state_dict()
     state = {name: _like(tensor, own.get(name)) for name, tensor in state.items()}
-    state = {name: tensor for name, tensor in own.items() if _is_factor(name)} | state
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    wrong = [name for name in state if name in own and state[name].shape != own[name].shape]
-    if missing or extra or wrong:
-        raise CheckpointError(
-            f"official weights do not fit the configuration: missing {missing}, unknown {extra}, "
-            f"of another shape {wrong}"
-        )
-    model.load_state_dict(state)
+    load_weights(model, {name: tensor for name, tensor in own.items() if is_factor(name)} | state)
     return model
 
 
 def our_name(official: str, n_hidden: int) -> str:
     """Translate the name of one official parameter; radial MLPs have ``n_hidden`` layers."""
-    name = _WRAPPERS.sub("", official)
+    name = without_wrappers(official)
     for pattern, replacement in _RULES:
         name = pattern.sub(replacement, name)
     if match := _RADIAL_LAYER.search(name):  # linear map, layer norm, activation take turns
@@ -194,7 +221,8 @@ def _pick_elements(state: dict[str, Tensor], config: TDNConfig) -> None:
     state["embedding"] = table.T[list(config.elements)] + bias
 
 
-def _is_factor(name: str) -> bool:
+def is_factor(name: str) -> bool:
+    """Whether a weight is one of the factors of a low-rank product."""
     return name.endswith(NAMES)
 
 

@@ -135,7 +135,7 @@ class FactorOperator(nn.Module):
     def __init__(self, factors: Factors, dtype: torch.dtype) -> None:
         super().__init__()
         for name, factor in zip(NAMES, factors, strict=True):
-            self.register_buffer(name, factor.to(dtype))
+            self.register_buffer(name, factor.to(dtype, copy=True))  # each product its own
 
     def forward(self, harmonics: Tensor) -> Tensor:
         """Build C diag(Bᵀ y) Aᵀ: [E, K] → [E, K, K]."""

@@ -12,7 +12,7 @@ from mlip.ops.neighborhood import Neighborhood, neighborhood
 from mlip.ops.recompute import by_groups
 from mlip.ops.rotation import RotationSignature, rotate_gather, rotate_scatter
 from mlip.ops.segment import segment_sum
-from mlip.ops.shared_operator import operator_gather, operator_scatter
+from mlip.ops.shared_operator import operator_apply, operator_gather, operator_scatter
 from mlip.ops.softmax import envelope_softmax
 from mlip.ops.tables import table_like
 
@@ -29,6 +29,7 @@ __all__ = [
     "forces_and_virial",
     "nearest_edges",
     "neighborhood",
+    "operator_apply",
     "operator_gather",
     "operator_scatter",
     "radial_convolution",

@@ -6,7 +6,8 @@ w and the four-linear form
     φ(x, y, K, w) = Σ_{e,k,i,c} y_e[k, c] · w_e[c] · K_e[k, i] · Σ_p x_{end(p, e)}[i, c],
 
 `operator_gather` is ∂φ/∂y, and `operator_scatter` sums the same products into the ends of edges: it
-is ∂φ/∂x for transposed matrices. Derivatives of any order are derivatives of φ.
+is ∂φ/∂x for transposed matrices. Derivatives of any order are derivatives of φ. `operator_apply` is
+the product alone, where features belong to edges.
 """
 
 from __future__ import annotations
@@ -43,6 +44,25 @@ class OperatorSignature:
         return f"shared operator, {self.rows} × {self.columns}, {ends} of an edge"
 
 
+def operator_apply(
+    x: Tensor, operator: Tensor, weights: Tensor, backend: Backend | None = None
+) -> Tensor:
+    """Multiply the features of each edge by its matrix and weights.
+
+    Args:
+        x: [E, d1, C].
+        operator: K, [E, d3, d1].
+        weights: w, [E, C].
+        backend: as for ``sum_messages``; None for that of the environment.
+
+    Returns:
+        w · K x, [E, d3, C].
+    """
+    if _use_kernel(backend, x, operator, weights, n_ends=1):
+        return _kernels(x).apply_op(x, operator, weights)
+    return _apply(operator, x, weights)
+
+
 def operator_gather(
     x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, backend: Backend | None = None
 ) -> Tensor:
@@ -58,7 +78,7 @@ def operator_gather(
     Returns:
         w · K (x_{end 1} + x_{end 2} + …), [E, d3, C].
     """
-    if _use_kernel(backend, x, operator, weights, ends):
+    if _use_kernel(backend, x, operator, weights, len(ends)):
         return _kernels(x).gather_op(x, operator, weights, ends)
     return _gather(x, operator, weights, ends)
 
@@ -84,14 +104,14 @@ def operator_scatter(
     Returns:
         [N, d3, C].
     """
-    if _use_kernel(backend, y, operator, weights, ends):
+    if _use_kernel(backend, y, operator, weights, len(ends)):
         return _kernels(y).scatter_op(y, operator, weights, ends, n_atoms)
     return _scatter(y, operator, weights, ends, n_atoms)
 
 
 def add_to_ends(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> None:
     """Add ``operator_scatter`` to x [N, d3, C], which is contiguous; without derivatives."""
-    if _use_kernel(None, y, operator, weights, ends):
+    if _use_kernel(None, y, operator, weights, len(ends)):
         _kernels(x).scatter_add(x, y, operator, weights, ends)
     else:
         product = _apply(operator, y, weights)
@@ -103,7 +123,7 @@ def operator_slopes(
     x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute ∂φ/∂K [E, d3, d1] and ∂φ/∂w [E, C]; without derivatives."""
-    if _use_kernel(None, x, operator, weights, ends):
+    if _use_kernel(None, x, operator, weights, len(ends)):
         return _kernels(x).slopes_op(x, y, operator, weights, ends)
     pair = _sum_of_ends(x, ends)
     return (y * weights[:, None]) @ pair.mT, (y * (operator @ pair)).sum(1)
@@ -133,15 +153,15 @@ def _scatter(y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, n_atoms
 
 
 def _use_kernel(
-    backend: Backend | None, features: Tensor, operator: Tensor, weights: Tensor, ends: Tensor
+    backend: Backend | None, features: Tensor, operator: Tensor, weights: Tensor, n_ends: int
 ) -> bool:
     backend = backend or default_backend()
     if backend == "torch" or not len(operator):
         return False
-    signature = OperatorSignature(operator.shape[1], operator.shape[2], len(ends))
+    signature = OperatorSignature(operator.shape[1], operator.shape[2], n_ends)
 
     def check() -> tuple[float, float]:
-        return _compared(operator[:CHECK_EDGES], weights[:CHECK_EDGES], len(ends))
+        return _compared(operator[:CHECK_EDGES], weights[:CHECK_EDGES], n_ends)
 
     many = None
     if max(operator.shape[1:]) > MOST_COEFFICIENTS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,46 @@ class Deviation(NamedTuple):
     def passed(self) -> bool:
         """Whether the difference is a number within the tolerance."""
         return self.worst <= self.tolerance
+
+
+class Omission(NamedTuple):
+    """A part of a file that is not compared, and why; it does not fail the comparison."""
+
+    quantity: str
+    reason: str
+
+    @property
+    def passed(self) -> bool:
+        """Always: there is no number to judge."""
+        return True
+
+
+Row = Deviation | Omission
+
+
+class Reading(Mapping[str, np.ndarray]):
+    """Arrays of a file that remember which of them were asked for."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays, self._unread = arrays, set(arrays)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        self._unread.discard(name)
+        return self._arrays[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    @property
+    def unread(self) -> list[str]:
+        """Names that nobody asked for, in alphabetical order."""
+        return sorted(self._unread)
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

@@ -1,193 +1,147 @@
-"""Compare the tensor product and the published setting of TDN with numbers of the official code.
+"""Compare TDN with numbers of the official code.
 
-Reads the golden format: one .npz with factors ``cp_a``, ``cp_b``, ``cp_c`` and products of them, or
-with official weights ``sd/``, structures with their edges, outputs and intermediates ``mid/``.
+Reads the golden format. A .npz holds factors ``cp_a``, ``cp_b``, ``cp_c`` and products of them; or
+official weights ``sd/``, structures with edges, outputs and intermediates ``mid/``; or numbers of
+the training code. A .json holds the shapes of all weights by name. Parts may be missing; what has
+no counterpart here is listed as such.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mlip.errors import DataError
-from mlip.graph import AtomicGraph, batch_graphs
-from mlip.models.tdn import TDN, TDNBlock
-from mlip.models.tdn_official import config_from_official, model_from_official
+from mlip.models.tdn_official import config_from_official, model_from_official, official_sizes
 from mlip.ops.tensor_products import Degrees, Factors, mixed_product
 from mlip.ops.tensor_products.factors import NAMES
 from mlip.ops.tensor_products.interface import coupling_tensor
-from mlip.potential import Potential
 from mlip.so3 import spherical_harmonics
-from mlip.validation.parity import TOLERANCE, Arrays, Deviation, read_arrays, worst
+from mlip.training.losses import penalty
+from mlip.validation.parity import (
+    TOLERANCE,
+    Arrays,
+    Deviation,
+    Omission,
+    Reading,
+    Row,
+    read_arrays,
+    worst,
+)
+from mlip.validation.parity_tdn_model import compare_model
+
+_TRAINING = re.compile(r"(loss_|eval_|rec/|record_|split/)")
+_BY_STRUCTURE = "means over structures of means over their atoms; losses here are means over atoms"
+_WITHOUT_COUNTERPART = {
+    r"(loss|eval)_(rmse|mse|mae)": _BY_STRUCTURE,
+    r"loss_p1": "penalises components: it depends on how a structure is turned; no such loss here",
+    r"loss_cosine": "no such loss here",
+    r"rec/|record_": "records of PubChemQCR are pickles, which this project does not read",
+    r"batch": "serves means over structures alone",
+    r"edge_vec": "the second input of the product is not made of it",
+    r"split/": "drawn by Python's random module; `mlip data split` draws by NumPy's",
+    r".*": "no counterpart known",
+}
 
 
-def compare_file(path: str | Path) -> list[Deviation]:
-    """Compare one golden file, of a product or of a model, in float64 and float32.
+def compare_file(path: str | Path) -> list[Row]:
+    """Compare one golden file of products, of a model or of the training code.
 
     Raises:
         DataError: not a file of the golden format.
     """
-    arrays = read_arrays(path)
+    if Path(path).suffix == ".json":
+        return _compare_names(path)
+    arrays = Reading(read_arrays(path))
     try:
-        if {*NAMES, "x1", "out_cp"} <= set(arrays):
-            return compare_product(arrays)
-        if "meta" in arrays and any(name.startswith("sd/") for name in arrays):
-            return compare_model(arrays)
-    except KeyError as error:
-        raise DataError(f"{path}: no array {error} in it: not a golden file of TDN") from error
-    raise DataError(f"{path}: holds neither factors and products nor weights sd/ of TDN")
+        rows = _compare(arrays, path)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        reason = f"no {error} in it" if isinstance(error, KeyError) else str(error)
+        raise DataError(f"{path}: not a golden file of TDN ({reason})") from error
+    return rows + _left_out(arrays.unread)
 
 
-def compare_product(arrays: Arrays) -> list[Deviation]:
-    """Compare a product with given factors and with the exact tensor."""
+def _compare(arrays: Reading, path: str | Path) -> list[Row]:
+    if {*NAMES, "x1"} <= set(arrays):
+        return compare_product(arrays)
+    if any(name.startswith("sd/") for name in arrays):
+        return compare_model(arrays)
+    if any(_TRAINING.match(name) for name in arrays):
+        return compare_training(arrays)
+    raise DataError(
+        f"{path}: holds no factors with products, no weights sd/, nothing of the training of TDN"
+    )
+
+
+def compare_product(arrays: Arrays) -> list[Row]:
+    """Compare a product with given factors and with the exact tensor, in float64 and float32."""
     mode = json.loads(str(arrays["meta"]))["mode"]
     factors = Factors(*(torch.from_numpy(arrays[name]).double() for name in NAMES))
     exact = coupling_tensor(Degrees(*(factors.lmax,) * 3))
-    rows = [Deviation("exact tensor", "float64", worst(exact, arrays["cg"]), 1e-12)]
     x, y, w = (torch.from_numpy(arrays[name]) for name in ("x1", "x2", "w"))
+    rows: list[Row] = []
+    if "cg" in arrays:
+        rows.append(Deviation("exact tensor", "float64", worst(exact, arrays["cg"]), 1e-12))
     if y.shape[2] == 1 and "edge_vec" in arrays:
-        vectors = torch.from_numpy(arrays["edge_vec"])
+        vectors = torch.from_numpy(arrays["edge_vec"]).double()
         harmonics = spherical_harmonics(factors.lmax, vectors)[:, :, None]
         rows.append(Deviation("harmonics", "float64", worst(harmonics, arrays["x2"]), 1e-12))
+    found = len(rows)
     for name, tensor in (("out_cp", factors.tensor), ("out_exact", exact)):
-        truth = arrays[name]
-        scale = max(1.0, float(np.abs(truth).max(initial=0.0)))
-        for dtype, tolerance in (("float64", TOLERANCE["float64"]), ("float32", 3e-5 * scale)):
-            a, b, c, d = (part.to(getattr(torch, dtype)) for part in (tensor, x, y, w))
-            rows.append(
-                Deviation(name, dtype, worst(mixed_product(a, b, c, d, mode), truth), tolerance)
-            )
-    return rows
-
-
-def compare_model(arrays: Arrays) -> list[Deviation]:
-    """Compare energies, forces of both kinds and intermediates of a whole model."""
-    rows = []
-    atoms = np.flatnonzero(_mask(arrays))
-    for dtype in ("float64", "float32"):
-        for prediction in ("direct", "gradient"):
-            if f"forces_{prediction}" not in arrays:
+        for ending, dtype in (("", "float64"), ("", "float32"), ("_f32", "float32")):
+            if name + ending not in arrays:
                 continue
-            potential = Potential(_model(arrays, prediction)).to_dtype(getattr(torch, dtype)).eval()
-            recorded: dict[str, Tensor] = {}
-            handles = _record(potential.model, recorded)
-            found = potential(_graph(arrays, potential.cutoff), stress=False)
-            for handle in handles:
-                handle.remove()
-            rows += _compare_outputs(arrays, found, atoms, dtype, prediction)
-            if dtype == "float64" and prediction == "direct":
-                rows += _compare_intermediates(arrays, recorded, atoms)
+            truth = arrays[name + ending]
+            scale = max(1.0, float(np.abs(truth).max(initial=0.0)))
+            tolerance = TOLERANCE["float64"] if dtype == "float64" else 3e-5 * scale
+            m, a, b, c = (part.to(getattr(torch, dtype)) for part in (tensor, x, y, w))
+            ours = mixed_product(m, a, b, c, mode)
+            rows.append(Deviation(name + ending, dtype, worst(ours, truth), tolerance))
+    if len(rows) == found:
+        raise KeyError("out_cp")
     return rows
 
 
-def _compare_outputs(
-    arrays: Arrays, found: Any, atoms: np.ndarray, dtype: str, prediction: str
-) -> list[Deviation]:
-    name = f"forces_{prediction}"
-    pairs = [("energy", found.energy, 2e-6), (name, found.forces[torch.from_numpy(atoms)], 1e-4)]
-    rows = []
-    for quantity, ours, relative in pairs:
-        truth = arrays[quantity]
-        largest = float(np.abs(truth).max(initial=0.0))
-        tolerance = TOLERANCE["float64"] if dtype == "float64" else relative * max(largest, 0.1)
-        label = f"{quantity} ({prediction})" if quantity == "energy" else quantity
-        rows.append(Deviation(label, dtype, worst(ours, truth), tolerance))
-    if len(atoms) < len(found.forces):
-        outside = np.setdiff1d(np.arange(len(found.forces)), atoms)
-        largest = float(found.forces[torch.from_numpy(outside)].abs().max())
-        rows.append(Deviation(f"forces of lone atoms ({prediction})", dtype, largest, 0.0))
-    return rows
+def compare_training(arrays: Arrays) -> list[Row]:
+    """Compare the one loss that both have: the mean length of the residual forces of atoms."""
+    if not {"loss_p2", "pred", "target"} <= set(arrays):
+        return []
+    target = arrays["target"]
+    kept = target[arrays["mask"]] if "mask" in arrays else target
+    residual = torch.from_numpy(arrays["pred"] - kept).double()
+    loss = penalty(residual, "l1", 0.0).mean()
+    tolerance = TOLERANCE[arrays["loss_p2"].dtype.name]
+    return [Deviation("loss_p2", "float64", worst(loss, arrays["loss_p2"]), tolerance)]
 
 
-def _compare_intermediates(
-    arrays: Arrays, recorded: dict[str, Tensor], atoms: np.ndarray
-) -> list[Deviation]:
-    n_atoms = len(arrays["z"])
-    rows = []
-    for name, ours in recorded.items():
-        if f"mid/{name}" in arrays:
-            truth = arrays[f"mid/{name}"]
-            if len(ours) == n_atoms and len(truth) == len(atoms):
-                ours = ours[torch.from_numpy(atoms)]
-            rows.append(Deviation(name, "float64", worst(ours, truth), TOLERANCE["float64"]))
-    return rows
+def _compare_names(path: str | Path) -> list[Row]:
+    """Build a model of the size that shapes by name tell, which fails where one does not fit."""
+    try:
+        content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable .json file ({error})") from error
+    if not (isinstance(content, Mapping) and all(isinstance(s, list) for s in content.values())):
+        return [Omission(Path(path).name, "holds no shapes of weights by name")]
+    weights = {name: torch.zeros(shape) for name, shape in content.items()}
+    sizes = official_sizes(weights)
+    model_from_official(weights, config_from_official(sizes, (1,)), dtype=torch.float32)
+    return [Deviation(f"names and shapes of {len(weights)} weights", "float32", 0.0, 0.0)]
 
 
-def _model(arrays: Arrays, prediction: str) -> TDN:
-    meta = json.loads(str(arrays["meta"]))
-    weights = {name[3:]: torch.from_numpy(a) for name, a in arrays.items() if name[:3] == "sd/"}
-    config = config_from_official(
-        meta["config"],
-        sorted({int(z) for z in arrays["z"]}),
-        average_atoms=meta["avg_num_nodes"],
-        average_degree=meta["avg_degree"],
-        prediction=prediction,
-    )
-    return model_from_official(weights, config)
-
-
-def _graph(arrays: Arrays, cutoff: float) -> AtomicGraph:
-    """Build our batch from the stored edges, whose indices count atoms with neighbours only."""
-    mask = _mask(arrays)
-    atoms = np.flatnonzero(mask)
-    source, target = atoms[arrays["edge_src"]], atoms[arrays["edge_dst"]]
-    shifts = arrays.get("shifts", np.zeros((len(source), 3)))
-    cell = arrays.get("cell")
-    graphs = []
-    for i in range(int(arrays["batch"].max()) + 1):
-        own = np.flatnonzero(arrays["batch"] == i)
-        local = np.full(len(mask), -1)
-        local[own] = np.arange(len(own))
-        keep = np.flatnonzero(local[target] >= 0)
-        keep = keep[np.argsort(local[target[keep]], kind="stable")]
-        graphs.append(
-            AtomicGraph(
-                positions=torch.from_numpy(arrays["pos"][own]).double(),
-                atomic_numbers=torch.from_numpy(arrays["z"][own].astype(np.int64)),
-                cell=torch.from_numpy(np.zeros((1, 3, 3)) if cell is None else cell[None]),
-                pbc=torch.full((1, 3), cell is not None),
-                edge_index=torch.from_numpy(
-                    np.stack([local[source[keep]], local[target[keep]]]).astype(np.int64)
-                ),
-                edge_shift=torch.from_numpy(shifts[keep].astype(np.int64)),
-                cutoff=torch.tensor([cutoff], dtype=torch.float64),
-            )
-        )
-    return batch_graphs(graphs)
-
-
-def _mask(arrays: Arrays) -> np.ndarray:
-    """Atoms that the official code keeps, those with neighbours."""
-    return arrays.get("mask", np.ones(len(arrays["z"]), dtype=bool))
-
-
-def _record(model: torch.nn.Module, recorded: dict[str, Tensor]) -> list[Any]:
-    """Hook the modules whose outputs the golden files name."""
-
-    def hook(name: str) -> Callable[..., None]:
-        def store(_module: Any, _inputs: Any, output: Tensor) -> None:
-            recorded[name] = output
-
-        return store
-
-    assert isinstance(model, TDN)
-    first = model.blocks[0]
-    assert isinstance(first, TDNBlock)
-    named: dict[str, torch.nn.Module] = {
-        "rbf": model.radial_basis,
-        "edge_embed": model.edge_degree,
-        "b0.norm1": first.norm_1,
-        "b0.attn": first.attention,
-        "b0.ffn": first.contract,
-        "norm": model.norm,
-    }
-    named |= {f"block{i}": block for i, block in enumerate(model.blocks)}
-    if hasattr(model, "force_head"):
-        named["force_head"] = model.force_head
-    return [module.register_forward_hook(hook(name)) for name, module in named.items()]
+def _left_out(names: list[str]) -> list[Row]:
+    """List what nobody asked for, with the reason; records and splits are one row each."""
+    groups: dict[tuple[str, str], int] = {}
+    for name in names:
+        reason = next(r for pattern, r in _WITHOUT_COUNTERPART.items() if re.match(pattern, name))
+        folder = re.sub(r"^(rec|split)/.*", r"\1/…", name)
+        groups[folder, reason] = groups.get((folder, reason), 0) + 1
+    return [
+        Omission(f"{folder} ({n} arrays)" if n > 1 else folder, reason)
+        for (folder, reason), n in groups.items()
+    ]

@@ -72,11 +72,17 @@ def energy_and_temperature(segments: Sequence[MdSegment], title: str = "") -> Fi
     for k, segment in enumerate(segments):
         first = k == 0
         upper.plot(
-            segment.time_ps, 1000 * (segment.potential - start), color=COLORS[0], linewidth=1,
+            segment.time_ps,
+            1000 * (segment.potential - start),
+            color=COLORS[0],
+            linewidth=1,
             label="potential energy" if first else None,
         )
         upper.plot(
-            segment.time_ps, 1000 * (segment.total - start), color=COLORS[1], linewidth=1.6,
+            segment.time_ps,
+            1000 * (segment.total - start),
+            color=COLORS[1],
+            linewidth=1.6,
             label="total energy" if first else None,
         )
         lower.plot(segment.time_ps, segment.temperature_K, color=COLORS[2], linewidth=1)
@@ -85,7 +91,12 @@ def energy_and_temperature(segments: Sequence[MdSegment], title: str = "") -> Fi
                 axes.axvline(segment.time_ps[0], color=GREY, linewidth=0.8, linestyle="--")
         middle = (segment.time_ps[0] + segment.time_ps[-1]) / 2
         upper.text(
-            middle, 1.02, segment.label, ha="center", va="bottom", color=GREY,
+            middle,
+            1.02,
+            segment.label,
+            ha="center",
+            va="bottom",
+            color=GREY,
             transform=upper.get_xaxis_transform(),
         )
     upper.set_ylabel("energy − initial potential (meV/atom)")
@@ -97,9 +108,7 @@ def energy_and_temperature(segments: Sequence[MdSegment], title: str = "") -> Fi
     return _finish(figure, title)
 
 
-def radial_distribution(
-    r: np.ndarray, curves: Mapping[str, np.ndarray], title: str = ""
-) -> Figure:
+def radial_distribution(r: np.ndarray, curves: Mapping[str, np.ndarray], title: str = "") -> Figure:
     """Plot radial distribution functions.
 
     Args:
@@ -154,7 +163,11 @@ def _energy_volume_panel(
     smooth = np.linspace(eos.volumes[0], eos.volumes[-1], 200)
     axes.plot(smooth, 1000 * birch_murnaghan(smooth, eos), color=COLORS[0], label="fit")
     axes.plot(
-        eos.volumes, 1000 * (eos.energies - eos.energy), "o", color=COLORS[0], markersize=4,
+        eos.volumes,
+        1000 * (eos.energies - eos.energy),
+        "o",
+        color=COLORS[0],
+        markersize=4,
         label="potential",
     )
     text = f"{name}\n$B$ = {eos.bulk_modulus_GPa:.3g} GPa"
@@ -162,7 +175,13 @@ def _energy_volume_panel(
         near = dft.volume * np.linspace(0.97, 1.03, 51)
         parabola = dft.bulk_modulus_GPa / _GPA * (near - dft.volume) ** 2 / (2 * dft.volume)
         axes.plot(
-            near, 1000 * parabola, "D--", color=COLORS[1], markersize=6, markevery=[25], zorder=5,
+            near,
+            1000 * parabola,
+            "D--",
+            color=COLORS[1],
+            markersize=6,
+            markevery=[25],
+            zorder=5,
             label="DFT $V_0$, $B$",
         )
         text += f"\nDFT {dft.bulk_modulus_GPa:.3g} GPa"

@@ -52,8 +52,14 @@ def structures(number: int) -> list[Structure]:
         forces = random.normal(0, 1, (n, 3)).astype(np.float32)
         made.append(
             Structure(
-                slab.numbers, positions, slab.cell.array.astype(np.float32), [True] * 3,
-                energy=float(random.normal(-3, 1)), forces=forces, tags=tags, fixed=tags == 0,
+                slab.numbers,
+                positions,
+                slab.cell.array.astype(np.float32),
+                [True] * 3,
+                energy=float(random.normal(-3, 1)),
+                forces=forces,
+                tags=tags,
+                fixed=tags == 0,
                 info={"sid": k, "fid": 0},
             )
         )

@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_refused(golden, tmp_path, damage, message):
 
 def test_other_content(tmp_path):
     torch.save({"weights": 1}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"no 'state_dict' among its entries \(weights\)"):
+    with pytest.raises(CheckpointError, match=r"no 'state_dict' or .* \(weights\)"):
         import_potential(tmp_path / "a.pt")
     torch.save([1, 2], tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match="holds a list"):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops import operator_gather, operator_scatter, shared_operator
+from mlip.ops import operator_apply, operator_gather, operator_scatter, shared_operator
 from mlip.ops.cpu import shared_operator as cpu
 from mlip.ops.cpu import threads
-from mlip.ops.cpu.shared_operator import gather_op, scatter_op, slopes_op
+from mlip.ops.cpu.shared_operator import apply_op, gather_op, scatter_op, slopes_op
 from mlip.ops.shared_operator import add_to_ends, operator_slopes
 
 DOUBLE = torch.float64
@@ -80,6 +80,23 @@ def test_operators_are_derivatives_of_the_form(monkeypatch, shape, n_ends, backe
     torch.testing.assert_close(slopes[1], of_weights, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_features_of_edges_are_multiplied_one_by_one(monkeypatch, shape, backend):
+    """The same form with an atom of its own for every edge: values and all first derivatives."""
+    monkeypatch.setenv("MLIP_BACKEND", backend)
+    case = Case(*shape, n_ends=1, n_edges=5)
+    case.ends = torch.arange(5)[None]
+    case.x = torch.linspace(-3, 4, 5 * shape[1] * 8, dtype=DOUBLE).sin().view(5, shape[1], 8)
+    inputs = [t.clone().requires_grad_() for t in (case.x, case.matrix, case.weights)]
+    found = operator_apply(*inputs)
+    expected = case.gathered(case.x, case.matrix, case.weights)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    slopes = torch.autograd.grad(found, inputs, case.y)
+    for ours, theirs in zip(slopes, case.slopes(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 def composed(case: Case, x: Tensor, matrix: Tensor, weights: Tensor) -> Tensor:
     """There, something nonlinear, and back, so that second derivatives are not zero."""
     there = gather_op(x, matrix, weights, case.ends)
@@ -94,8 +111,13 @@ def test_finite_differences():
     def function(*inputs: Tensor) -> Tensor:
         return composed(case, *inputs)
 
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    def of_edges(x: Tensor, matrix: Tensor, weights: Tensor) -> Tensor:
+        return apply_op(apply_op(x, matrix, weights).square(), matrix.mT, weights)
+
+    edges = [case.x[:2].detach().requires_grad_(), *inputs[1:]]
+    for checked, at in ((function, inputs), (of_edges, edges)):
+        assert torch.autograd.gradcheck(checked, at, fast_mode=True)
+        assert torch.autograd.gradgradcheck(checked, at, fast_mode=True)
 
 
 def test_operators_follow_the_rules_of_torch():
@@ -104,6 +126,7 @@ def test_operators_follow_the_rules_of_torch():
         t.detach().requires_grad_() for t in (case.x, case.y, case.matrix, case.weights)
     )
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(apply_op, (x[:1].expand(7, -1, -1), matrix, weights), test_utils=tests)
     torch.library.opcheck(gather_op, (x, matrix, weights, case.ends), test_utils=tests)
     arguments = (y, matrix.mT, weights, case.ends, case.n_atoms)
     torch.library.opcheck(scatter_op, arguments, test_utils=tests)
@@ -174,6 +197,7 @@ def test_no_edges_are_no_case_for_a_kernel():
     assert back.shape == case.x.shape
     assert not back.any()
     assert gather_op(case.x, *inputs).shape == (0, 9, 8)
+    assert operator_apply(case.x[:0], *inputs[:2]).shape == (0, 9, 8)
 
 
 def test_what_does_not_fit_is_an_error_not_a_crash():
@@ -189,6 +213,8 @@ def test_what_does_not_fit_is_an_error_not_a_crash():
     ):
         with pytest.raises(InputError, match=f"(: |, ){word}"):
             gather_op(*wrong)
+    with pytest.raises(InputError, match="ends do not fit"):
+        apply_op(case.x, case.matrix, case.weights)
     odd = Case(channels=5)
     with pytest.raises(InputError, match="5 channels are not a multiple of 8"):
         operator_gather(odd.x, odd.matrix, odd.weights, odd.ends, "numba")

@@ -97,6 +97,11 @@ def check(
         )
 
 
+def each(x: Tensor) -> Tensor:
+    """Ends of edges whose features are the rows of x themselves, [1, E]."""
+    return torch.arange(len(x), device=x.device)[None]
+
+
 def scatter_add(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> None:
     """Add ``operator_scatter`` to contiguous x [N, d3, C]."""
     n_edges, channels = weights.shape
@@ -144,6 +149,12 @@ def gather_op(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Ten
     return gather(x, operator, weights, ends)
 
 
+@torch.library.custom_op("mlip::operator_apply", mutates_args=(), device_types="cpu")
+def apply_op(x: Tensor, operator: Tensor, weights: Tensor) -> Tensor:
+    """Operator of ``operator_apply``: nothing is added up, there or back."""
+    return gather(x, operator, weights, each(x))
+
+
 @torch.library.custom_op("mlip::operator_scatter", mutates_args=(), device_types="cpu")
 def scatter_op(y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, n_atoms: int) -> Tensor:
     """Operator of ``operator_scatter``."""
@@ -158,6 +169,11 @@ def slopes_op(
 ) -> tuple[Tensor, Tensor]:
     """Operator of the gradients of matrices and weights."""
     return slopes(x, y, operator, weights, ends)
+
+
+@apply_op.register_fake
+def _(x: Tensor, operator: Tensor, weights: Tensor) -> Tensor:
+    return x.new_empty(weights.shape[0], operator.shape[1], weights.shape[1])
 
 
 @gather_op.register_fake
@@ -189,6 +205,16 @@ def _(
 
 def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs)
+
+
+def _backward_apply(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    x, operator, weights = ctx.saved_tensors
+    of_x = of_operator = of_weights = None
+    if ctx.needs_input_grad[0]:
+        of_x = apply_op(gradient, operator.mT, weights)
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        of_operator, of_weights = slopes_op(x, gradient, operator, weights, each(x))
+    return of_x, of_operator, of_weights
 
 
 def _backward_gather(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
@@ -231,6 +257,7 @@ def _backward_slopes(ctx: Any, of_operator: Tensor, of_weights: Tensor) -> tuple
     return of_x, of_y, k, w, None
 
 
+apply_op.register_autograd(_backward_apply, setup_context=_setup_gather)
 gather_op.register_autograd(_backward_gather, setup_context=_setup_gather)
 scatter_op.register_autograd(_backward_scatter, setup_context=_setup_scatter)
 slopes_op.register_autograd(_backward_slopes, setup_context=_setup_slopes)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from mlip.ops.cpu.shared_operator import check, gather_op, scatter_op, slopes_op
+from mlip.ops.cpu.shared_operator import apply_op, check, each, gather_op, scatter_op, slopes_op
 from mlip.ops.cuda.program import Grid, Program, program
 from mlip.ops.cuda.slots import slots
 
@@ -98,6 +98,12 @@ def gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor
         call.n_edges, len(ends), call.channels, int(call.transposed),
     )  # fmt: skip
     return out
+
+
+@apply_op.register_kernel("cuda")
+def apply(x: Tensor, operator: Tensor, weights: Tensor) -> Tensor:
+    """Kernel of ``mlip::operator_apply``."""
+    return gather(x, operator, weights, each(x))
 
 
 @scatter_op.register_kernel("cuda")

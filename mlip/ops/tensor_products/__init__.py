@@ -1,10 +1,6 @@
 """The family of equivariant tensor products behind one interface; docs/tdn.md compares them."""
 
-from mlip.ops.tensor_products.coupling import (
-    ClebschGordanProduct,
-    SharedProduct,
-    apply_operator,
-)
+from mlip.ops.tensor_products.coupling import ClebschGordanProduct, SharedProduct
 from mlip.ops.tensor_products.factors import (
     EXACT_RANK,
     Factors,
@@ -29,7 +25,6 @@ __all__ = [
     "SharedProduct",
     "TensorProduct",
     "VectorHarmonicProduct",
-    "apply_operator",
     "coupled_paths",
     "equivariance_error",
     "find_factors",

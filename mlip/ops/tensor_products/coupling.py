@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mlip.ops.shared_operator import operator_gather
+from mlip.ops.shared_operator import operator_apply
 from mlip.ops.tables import table_like
 from mlip.ops.tensor_products.interface import (
     Degrees,
@@ -91,7 +91,7 @@ class SharedProduct(TensorProduct):
     def multiply(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """Multiply by K(y)."""
         if y.shape[2] == 1:
-            return apply_operator(self.operator(y[:, :, 0]), x, weights)
+            return multiply_by(self.operator(y[:, :, 0]), x, weights)
         tensor = table_like(x, coupling_tensor, self.degrees)
         return torch.einsum("ijk,eic,ejc->ekc", tensor, x, y) * weights
 
@@ -106,19 +106,9 @@ def tensor_operator(table: Tensor, y: Tensor) -> Tensor:
     return (y @ table.flatten(1)).view(-1, *table.shape[1:])
 
 
-def apply_operator(operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
-    """Evaluate w · K x.
-
-    Args:
-        operator: K, [E, d3, d1].
-        x: [E, d1, C].
-        weights: [E or 1, 1, C].
-
-    Returns:
-        [E, d3, C].
-    """
-    each = torch.arange(len(x), device=x.device)[None]
-    return operator_gather(x, operator, weights[:, 0].expand(len(x), -1), each)
+def multiply_by(operator: Tensor, x: Tensor, weights: Tensor) -> Tensor:
+    """Evaluate w · K x for K [E, d3, d1], x [E, d1, C], w [E or 1, 1, C]: [E, d3, C]."""
+    return operator_apply(x, operator, weights[:, 0].expand(len(x), -1))
 
 
 def _operator_table(degrees: Degrees) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops.tensor_products.coupling import apply_operator, operator_table, tensor_operator
+from mlip.ops.tensor_products.coupling import multiply_by, operator_table, tensor_operator
 from mlip.ops.tensor_products.factors import Factors
 from mlip.ops.tensor_products.interface import (
     Degrees,
@@ -58,7 +58,7 @@ class LowRankProduct(TensorProduct):
     def multiply(self, x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
         """Multiply by K(y), or term by term."""
         if self.evaluation == "operator" and y.shape[2] == 1:
-            return apply_operator(self.operator(y[:, :, 0]), x, weights)
+            return multiply_by(self.operator(y[:, :, 0]), x, weights)
         first, second, out = (factor.to(x) for factor in self.factors)
         return (out @ ((first.T @ x) * (second.T @ y))) * weights
 
