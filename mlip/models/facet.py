@@ -229,13 +229,15 @@ class Facet(nn.Module):
 
     @property
     def backend(self) -> Backend:
-        """What sums the messages: ``auto``, ``torch`` or ``numba``; can be set at any time."""
+        """What sums messages and multiplies functions: ``auto``, ``torch``, …; can be set anytime."""
         return cast(FacetBlock, self.blocks[0]).backend
 
     @backend.setter
     def backend(self, name: Backend) -> None:
         for block in self.blocks:
             cast(FacetBlock, block).backend = name
+            if isinstance(block.update, SphereProductUpdate):
+                block.update.backend = name
 
     @property
     def cutoff(self) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mlip.nn.equivariant import EquivariantLinear, gate
 from mlip.nn.mlp import MLP, Activation
-from mlip.ops import Features, table_like
+from mlip.ops import Backend, Features, default_backend, sphere_products, table_like
 from mlip.so3 import latitude_longitude_grid, minimal_grid
 
 
@@ -104,6 +104,7 @@ class SphereProductUpdate(nn.Module):
         width = max(channels_in[1:])
         n_products = order - 1
         self.order = order
+        self.backend: Backend = default_backend()
         self.channels_out = tuple(channels_out)
         self.up = EquivariantLinear(channels_in, (order * width,) * (lmax + 1))
         joined = [n + n_products * width for n in channels_in]
@@ -116,14 +117,8 @@ class SphereProductUpdate(nn.Module):
         """Map [N, 2l+1, channels_in[l]] to [N, 2l+1, channels_out[l]]."""
         to_grid = table_like(y[0], _minimal_to_grid, *self.grid)
         from_grid = table_like(y[0], _minimal_from_grid, *self.grid)[: self.n_out]
-        values = to_grid @ stack_degrees(self.up(y))  # [N, G, order·C]
-        factors = values.chunk(self.order, dim=2)
-        product = factors[0]
-        products = []
-        for factor in factors[1:]:
-            product = product * factor
-            products.append(product)
-        v = split_degrees(from_grid @ torch.cat(products, dim=2))
+        u = stack_degrees(self.up(y))  # [N, (L+1)², order·C]
+        v = split_degrees(sphere_products(u, to_grid, from_grid, self.order, self.backend))
         joined = tuple(torch.cat([a, b], dim=2) for a, b in zip(y, v, strict=False))
         linear = self.down(joined)
         gates = self.invariants(joined[0]).split(self.channels_out, dim=2)

@@ -14,6 +14,7 @@ from mlip.ops.rotation import RotationSignature, rotate_gather, rotate_scatter
 from mlip.ops.segment import segment_sum
 from mlip.ops.shared_operator import operator_apply, operator_gather, operator_scatter
 from mlip.ops.softmax import envelope_softmax
+from mlip.ops.sphere_products import sphere_products
 from mlip.ops.tables import table_like
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "rotate_gather",
     "rotate_scatter",
     "segment_sum",
+    "sphere_products",
     "sum_messages",
     "table_like",
 ]

@@ -28,6 +28,7 @@ from mlip.simulation.verlet_list import VerletList
 logger = logging.getLogger("mlip")
 
 DERIVATIVES = frozenset({"forces", "stress"})
+SKIN = 0.5  # Å; atoms of a crystal at room temperature move half of it in some 100 fs
 
 
 class Calculator(ase_calculator.Calculator):
@@ -45,7 +46,8 @@ class Calculator(ase_calculator.Calculator):
         dtype: ``"float32"`` or ``"float64"``; default float32, or what a potential given as
             object already has. Energies are summed in float64 either way.
         skin: extra neighbour distance, Å; neighbours are searched again only after atoms moved
-            half of it. It changes no result, bit for bit.
+            half of it, where one structure follows another. It changes no result, bit for bit; 0
+            searches each time.
         tabulate: take splines for the radial networks of EquiformerV3, made when elements first
             occur; the error is told to the logger "mlip", about 1e-8 of the weights.
 
@@ -64,7 +66,7 @@ class Calculator(ase_calculator.Calculator):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        skin: float = 0.0,
+        skin: float = SKIN,
         tabulate: bool = False,
     ) -> None:
         super().__init__()

@@ -31,7 +31,9 @@ class VerletList:
     Pairs are kept up to ``cutoff + skin``; each graph holds those within ``cutoff`` now, in the
     order of a fresh search. A pair beyond the list was longer than cutoff + skin; with the cell
     deformed by F and atoms moved by u beside that, it is longer than σ_min(F)·(cutoff + skin) −
-    2·max|u| now. The list is rebuilt when this falls below the cutoff.
+    2·max|u| now. The list is rebuilt when this falls below the cutoff. It is made for atoms that
+    moved by less than half the skin since the last call, so that structures which come once or
+    have nothing to do with each other do not pay for it.
 
     Args:
         cutoff: Å.
@@ -48,6 +50,7 @@ class VerletList:
         self.skin = float(skin)
         self.searches = 0
         self._reference: _Reference | None = None
+        self._last: Array | None = None  # positions of the last call
 
     def graph(self, atoms: Atoms) -> AtomicGraph:
         """Return the graph of ``atoms`` with all neighbours within the cutoff."""
@@ -55,10 +58,15 @@ class VerletList:
             self.searches += 1
             return atoms_to_graph(atoms, self.cutoff)
         positions, cell = atoms.positions, np.asarray(atoms.cell)
-        if self._reference is None or not self._holds(self._reference, atoms):
-            self._search(atoms)
+        follows = self._follows(positions)
+        self._last = positions.copy()
         reference = self._reference
-        assert reference is not None
+        if reference is None or not self._holds(reference, atoms):
+            if not follows:
+                self._reference = None
+                self.searches += 1
+                return atoms_to_graph(atoms, self.cutoff)
+            reference = self._search(atoms)
         index, shift = reference.edge_index, reference.edge_shift
         vectors = shift @ cell + (positions[index[0]] - positions[index[1]])
         near = np.einsum("ij,ij->i", vectors, vectors) <= self.cutoff**2
@@ -72,11 +80,19 @@ class VerletList:
             cutoff=torch.tensor([self.cutoff], dtype=torch.float64),
         )
 
-    def _search(self, atoms: Atoms) -> None:
+    def _follows(self, positions: Array) -> bool:
+        """Say whether the atoms are those of the last call, a little later."""
+        last = self._last
+        if last is None or last.shape != positions.shape:
+            return False
+        return float(np.abs(positions - last).max()) < self.skin / 2
+
+    def _search(self, atoms: Atoms) -> _Reference:
         positions, cell = atoms.get_positions(), np.array(atoms.cell)
         found = neighbor_list(positions, cell, atoms.pbc, self.cutoff + self.skin)
         self._reference = _Reference(positions, cell, atoms.pbc.copy(), *found)
         self.searches += 1
+        return self._reference
 
     def _holds(self, reference: _Reference, atoms: Atoms) -> bool:
         cell = np.asarray(atoms.cell)

@@ -47,26 +47,37 @@ def test_small_moves_reuse_the_list_and_large_ones_do_not(copper):
     for _ in range(5):
         copper.positions[0, 0] += 0.09
         kept.graph(copper)
-    assert kept.searches == 1
-    copper.positions[0, 0] += 0.2
+    assert kept.searches == 2  # the first without skin
+    copper.positions[0, 0] += 0.3
     check_equal(kept.graph(copper), copper)
-    assert kept.searches == 2
+    assert kept.searches == 3
+
+
+def test_structures_that_do_not_follow_pay_for_no_skin(copper):
+    kept = VerletList(CUTOFF, 1.0)
+    for n in range(1, 5):
+        copper.positions[0, 0] += 0.6
+        check_equal(kept.graph(copper), copper)
+        assert kept.searches == n
+        assert kept._reference is None
 
 
 def test_cell_changes_count(copper):
     kept = VerletList(CUTOFF, 1.0)
     kept.graph(copper)
+    kept.graph(copper)  # from the second time on with a skin
     copper.set_cell(copper.cell * 0.99, scale_atoms=True)
     check_equal(kept.graph(copper), copper)
-    assert kept.searches == 1
+    assert kept.searches == 2
     copper.set_cell(copper.cell * 0.75, scale_atoms=True)
     check_equal(kept.graph(copper), copper)
-    assert kept.searches == 2
+    assert kept.searches == 3
 
 
 def test_other_structures_and_periodicity_search_again(copper):
     kept = VerletList(CUTOFF, 1.0)
     kept.graph(copper)
+    kept.graph(copper)  # from the second time on with a skin
     copper.pbc = (True, True, False)
     check_equal(kept.graph(copper), copper)
     del copper[0]
@@ -78,6 +89,7 @@ def test_other_structures_and_periodicity_search_again(copper):
 def test_wrapped_atoms_are_right(copper):
     kept = VerletList(CUTOFF, 1.0)
     kept.graph(copper)
+    kept.graph(copper)  # from the second time on with a skin
     copper.positions += 1.3
     copper.wrap()
     check_equal(kept.graph(copper), copper)
@@ -85,7 +97,7 @@ def test_wrapped_atoms_are_right(copper):
 
 def test_energies_do_not_depend_on_the_skin(facet, copper):
     rng = np.random.default_rng(0)
-    plain, skinned = Calculator(facet), Calculator(facet, skin=1.5)
+    plain, skinned = Calculator(facet, skin=0.0), Calculator(facet, skin=1.5)
     for _ in range(6):
         copper.positions += 0.1 * rng.normal(size=(8, 3))
         for name in ("energy", "forces", "stress"):
