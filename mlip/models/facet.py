@@ -229,7 +229,7 @@ class Facet(nn.Module):
 
     @property
     def backend(self) -> Backend:
-        """What sums messages and multiplies functions: ``auto``, ``torch``, …; can be set anytime."""
+        """What sums messages and multiplies functions, ``auto`` or another; can be set anytime."""
         return cast(FacetBlock, self.blocks[0]).backend
 
     @backend.setter

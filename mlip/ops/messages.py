@@ -43,10 +43,10 @@ def sum_messages(
 
     degree = max((max(path) for path in signature.paths), default=0)
     high = f"degree {degree} is above {HIGHEST_DEGREE}" if degree > HIGHEST_DEGREE else None
-    if radial.shape[0] and use_kernel(backend, signature, tensors, check, high):
-        from mlip.ops.cpu.convolution import cpu_convolution
+    if radial.shape[0] and use_kernel(backend, signature, tensors, check, high, cuda=high):
+        from mlip.ops.cpu.convolution import kernel_convolution
 
-        return cpu_convolution(
+        return kernel_convolution(
             signature, features, harmonics, radial, kernel, neighbors.rowptr, neighbors.source
         )
     if kernel is None:
@@ -58,7 +58,7 @@ def _compared(
     signature: ConvolutionSignature, tensors: list[Tensor], n: int, neighbors: Neighborhood
 ) -> tuple[float, float]:
     """Errors of the kernel and of the definition on the first edges."""
-    from mlip.ops.cpu.convolution import cpu_convolution
+    from mlip.ops.cpu.convolution import kernel_convolution
 
     count = min(CHECK_EDGES, tensors[n].shape[0])
     source, target = neighbors.source[:count], neighbors.target[:count]
@@ -70,7 +70,7 @@ def _compared(
 
     def fast(*inputs: Tensor) -> Features:
         last = inputs[n + 2] if len(inputs) == n + 3 else None
-        return cpu_convolution(
+        return kernel_convolution(
             signature, inputs[:n], inputs[n], inputs[n + 1], last, part.rowptr, source
         )
 

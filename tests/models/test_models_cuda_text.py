@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mlip.graph import AtomicGraph, atoms_to_graph
 from mlip.models import create_model
-from mlip.ops.cpu import rotation, shared_operator
+from mlip.ops.cpu import library, rotation, shared_operator
+from mlip.ops.cuda import convolution as cuda_convolution
 from mlip.ops.cuda import rotation as cuda_rotation
 from mlip.ops.cuda import shared_operator as cuda_shared_operator
 from mlip.potential import Potential
@@ -21,7 +22,9 @@ __all__ = ["on_host"]
 pytestmark = needs_compiler
 ROTATIONS = (rotation, cuda_rotation, ("gather", "scatter_add", "slopes_add"))
 OPERATORS = (shared_operator, cuda_shared_operator, ("gather", "scatter_add", "slopes"))
+CONVOLUTION = (library, cuda_convolution, ("convolve", "convolve_backward"))
 MODELS = {
+    "facet": ({"hidden": [[8, 8]], "embedding": 8, "outputs": 8}, CONVOLUTION),
     "equiformer_v3": (
         {"lmax": 2, "layers": 1, "channels": 8, "feed_forward_hidden": 8, "edge_channels": 8},
         ROTATIONS,

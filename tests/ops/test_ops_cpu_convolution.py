@@ -14,7 +14,7 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops import ConvolutionSignature, convolution, neighborhood
 from mlip.ops.cpu import threads
-from mlip.ops.cpu.convolution import cpu_convolution
+from mlip.ops.cpu.convolution import kernel_convolution
 from mlip.ops.cpu.library import encode, packed_convolution, packed_convolution_backward
 
 DOUBLE = torch.float64
@@ -62,7 +62,7 @@ class Case:
         n = len(self.features)
         kernel = inputs[n + 2] if len(inputs) == n + 3 else None
         return flat(
-            cpu_convolution(
+            kernel_convolution(
                 self.signature, inputs[:n], inputs[n], inputs[n + 1], kernel, self.rowptr,
                 self.source,
             )

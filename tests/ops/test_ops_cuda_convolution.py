@@ -14,8 +14,8 @@ from mlip.ops import ConvolutionSignature, Neighborhood, convolution
 from mlip.ops.cpu.library import encode
 from mlip.ops.cuda import compiler
 from mlip.ops.cuda.convolution import (
-    cuda_convolution,
-    cuda_convolution_backward,
+    convolve,
+    convolve_backward,
     programs,
 )
 from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler, on_host
@@ -58,10 +58,10 @@ class Case:
         return (flat(self.features), self.harmonics, self.radial, self.kernel)
 
     def forward(self) -> Tensor:
-        return cuda_convolution(*self.inputs, self.rowptr, self.source, self.text)
+        return convolve(*self.inputs, self.rowptr, self.source, self.text)
 
     def backward(self, wanted: list[bool] = ALL) -> tuple[Tensor, ...]:
-        return cuda_convolution_backward(
+        return convolve_backward(
             *self.inputs, self.gradient, self.rowptr, self.source, self.text, wanted
         )
 

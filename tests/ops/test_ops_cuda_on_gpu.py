@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from mlip.ops import (
+    ConvolutionSignature,
     RotationSignature,
     backend,
     forces_and_virial,
+    neighborhood,
     operator_gather,
     operator_scatter,
     rotate_gather,
     rotate_scatter,
+    sum_messages,
 )
 from mlip.so3 import degree_major
 
@@ -74,7 +77,27 @@ def forces(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return function, [randn(N_EDGES, 3), randn(N_EDGES, 3)]
 
 
-OPERATORS = [rotations, shared_operators, forces]
+def convolutions(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    signature = ConvolutionSignature((CHANNELS, 2), 2, (0, 1, 2), natural_parity=True)
+    edges = ends(2)
+    edges = edges[:, edges[1].sort(stable=True).indices]
+    near = neighborhood(edges, N_ATOMS)
+
+    def function(x: Tensor, y: Tensor, harmonics: Tensor, basis: Tensor, kernel: Tensor) -> Tensor:
+        inputs = (harmonics, basis, kernel, near)
+        found = sum_messages(signature, (x, y), *inputs, backend=name)  # type: ignore[arg-type]
+        return torch.cat([part.flatten() for part in found])
+
+    features = [randn(N_ATOMS, 1, CHANNELS), randn(N_ATOMS, 3, 2)]
+    return function, [
+        *features,
+        randn(N_EDGES, 9),
+        randn(N_EDGES, 4),
+        randn(4, signature.n_weights),
+    ]
+
+
+OPERATORS = [convolutions, rotations, shared_operators, forces]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -63,9 +63,7 @@ def test_derivatives_by_finite_differences():
     gradient = torch.randn(2, 4, 16, dtype=DOUBLE, requires_grad=True)
     torch.autograd.gradcheck(products_op, (u, to_grid, from_grid, 3), fast_mode=True)
     torch.autograd.gradgradcheck(products_op, (u, to_grid, from_grid, 3), fast_mode=True)
-    torch.autograd.gradgradcheck(
-        slopes_op, (u, gradient, to_grid, from_grid, 3), fast_mode=True
-    )
+    torch.autograd.gradgradcheck(slopes_op, (u, gradient, to_grid, from_grid, 3), fast_mode=True)
 
 
 def test_operators_are_well_formed():

@@ -1,4 +1,4 @@
-"""The convolution by CPU kernels, in the features of the models: one tensor for each degree."""
+"""The convolution by kernels, in the features of the models: one tensor for each degree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlip.ops.cpu.library import encode, packed_convolution
 from mlip.ops.cpu.runner import BLOCK
 
 
-def cpu_convolution(
+def kernel_convolution(
     signature: ConvolutionSignature,
     features: Features,
     harmonics: Tensor,
@@ -35,7 +35,12 @@ def cpu_convolution(
     Returns:
         [N, 2l+1, out_channels[l]] for each degree.
     """
-    block = BLOCK[str(features[0].dtype).removeprefix("torch.")]
+    if features[0].device.type == "cuda":
+        from mlip.ops.cuda import convolution  # noqa: F401  registers the kernels of the operators
+
+        block = 1
+    else:
+        block = BLOCK[str(features[0].dtype).removeprefix("torch.")]
     padded = replace(signature, channels=tuple(-(-n // block) * block for n in signature.channels))
     if padded.channels != signature.channels:
         features = tuple(

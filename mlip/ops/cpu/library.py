@@ -112,6 +112,59 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
 
+def convolve(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Optional,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+) -> Tensor:
+    """Evaluate ``packed_convolution`` without derivatives."""
+    shape = layout(signature)
+    check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
+    _check_indices(rowptr, source)
+    out = features.new_empty(shape.out_size(len(rowptr) - 1))
+    runner.forward(
+        shape, as_array(features), as_array(harmonics), as_array(radial),
+        None if kernel is None else as_array(kernel), as_array(rowptr), as_array(source),
+        out.numpy(),
+    )  # fmt: skip
+    return out
+
+
+def convolve_backward(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Optional,
+    gradient: Tensor,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Evaluate ``packed_convolution_backward`` without derivatives."""
+    inputs = (features, harmonics, radial, kernel)
+    edges = wanted[1] or wanted[2] or wanted[3]
+    needs = (wanted[0], edges, edges, wanted[3] and kernel is not None)
+    out = [
+        tensor.new_empty(tensor.shape) if need and tensor is not None else features.new_empty(0)
+        for tensor, need in zip(inputs, needs, strict=True)
+    ]
+    runner.backward(
+        layout(signature), as_array(features), as_array(harmonics), as_array(radial),
+        None if kernel is None else as_array(kernel), as_array(gradient), as_array(rowptr),
+        as_array(source),
+        runner.Gradients(*(o.numpy() if n else None for o, n in zip(out, needs, strict=True))),
+    )  # fmt: skip
+    for i in (1, 2):
+        if not wanted[i]:
+            out[i] = features.new_empty(0)
+    return out[0], out[1], out[2], out[3]
+
+
 @torch.library.custom_op("mlip::convolution", mutates_args=(), device_types="cpu")
 def packed_convolution(
     features: Tensor,
@@ -136,16 +189,7 @@ def packed_convolution(
     Returns:
         Packed sums, flat.
     """
-    shape = layout(signature)
-    check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
-    _check_indices(rowptr, source)
-    out = features.new_empty(shape.out_size(len(rowptr) - 1))
-    runner.forward(
-        shape, as_array(features), as_array(harmonics), as_array(radial),
-        None if kernel is None else as_array(kernel), as_array(rowptr), as_array(source),
-        out.numpy(),
-    )  # fmt: skip
-    return out
+    return convolve(features, harmonics, radial, kernel, rowptr, source, signature)
 
 
 @torch.library.custom_op("mlip::convolution_backward", mutates_args=(), device_types="cpu")
@@ -161,23 +205,9 @@ def packed_convolution_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to features, harmonics, radial and kernel; empty if not wanted."""
-    inputs = (features, harmonics, radial, kernel)
-    edges = wanted[1] or wanted[2] or wanted[3]
-    needs = (wanted[0], edges, edges, wanted[3] and kernel is not None)
-    out = [
-        tensor.new_empty(tensor.shape) if need and tensor is not None else features.new_empty(0)
-        for tensor, need in zip(inputs, needs, strict=True)
-    ]
-    runner.backward(
-        layout(signature), as_array(features), as_array(harmonics), as_array(radial),
-        None if kernel is None else as_array(kernel), as_array(gradient), as_array(rowptr),
-        as_array(source),
-        runner.Gradients(*(o.numpy() if n else None for o, n in zip(out, needs, strict=True))),
-    )  # fmt: skip
-    for i in (1, 2):
-        if not wanted[i]:
-            out[i] = features.new_empty(0)
-    return out[0], out[1], out[2], out[3]
+    return convolve_backward(
+        features, harmonics, radial, kernel, gradient, rowptr, source, signature, wanted
+    )
 
 
 @packed_convolution.register_fake

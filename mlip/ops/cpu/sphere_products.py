@@ -153,4 +153,3 @@ def _double_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
 
 products_op.register_autograd(_backward, setup_context=_setup)
 slopes_op.register_autograd(_double_backward, setup_context=_setup)
-

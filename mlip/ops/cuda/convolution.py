@@ -46,7 +46,7 @@ def programs(signature: str, n_radial: int) -> tuple[GroupProgram, ...]:
 
 
 @packed_convolution.register_kernel("cuda")
-def cuda_convolution(
+def convolve(
     features: Tensor,
     harmonics: Tensor,
     radial: Tensor,
@@ -77,7 +77,7 @@ def cuda_convolution(
 
 
 @packed_convolution_backward.register_kernel("cuda")
-def cuda_convolution_backward(
+def convolve_backward(
     features: Tensor,
     harmonics: Tensor,
     radial: Tensor,
