@@ -13,10 +13,16 @@
 #include "lanes.cuh"
 #include "rotation_table.h"
 
-// Copies the nonzero entries of the matrix of an edge to shared memory.
+// A nonzero entry of the matrix of an edge.
 template <typename T>
-__device__ __forceinline__ void load_entries(const T* matrix, size_t e, int entry, T* to) {
-  *to = matrix[e * (ROWS * COLUMNS) + place_of_entry[entry]];
+__device__ __forceinline__ T entry_of(const T* matrix, size_t e, int entry) {
+  return matrix[e * (ROWS * COLUMNS) + place_of_entry[entry]];
+}
+
+// Copies all of them to shared memory, for all threads of the block.
+template <typename T>
+__device__ __forceinline__ void load_entries(const T* matrix, size_t e, T* entries) {
+  for (int i = threadIdx.x; i < ENTRIES; i += blockDim.x) entries[i] = entry_of(matrix, e, i);
 }
 
 // Row i of those with degree l, in the array of its order.
@@ -36,7 +42,7 @@ __global__ void __launch_bounds__(BLOCK) rotate_gather(
   T* const y[] = {ORDER_NAMES};
   const size_t e = blockIdx.x;
   const int wide = n_ends * channels, column = blockIdx.y * blockDim.x + threadIdx.x;
-  for (int i = threadIdx.x; i < ENTRIES; i += blockDim.x) load_entries(matrix, e, i, entries + i);
+  load_entries(matrix, e, entries);
   __syncthreads();
   if (column >= wide) return;
   const int end = column / channels, c = column - end * channels;
@@ -75,7 +81,7 @@ __global__ void __launch_bounds__(BLOCK) rotate_scatter(
     __syncthreads();  // the tile before is no longer read
     for (int i = threadIdx.x; i < count * ENTRIES; i += blockDim.x) {
       const unsigned slot = (unsigned)slots[first + i / ENTRIES];
-      load_entries(matrix, slot % (unsigned)n_edges, i % ENTRIES, entries + i);
+      entries[i] = entry_of(matrix, slot % (unsigned)n_edges, i % ENTRIES);
     }
     __syncthreads();
     if (c < channels) {
@@ -116,7 +122,7 @@ __global__ void __launch_bounds__(BLOCK) scale_slopes(
   const T* const y[] = {ORDER_NAMES};
   const size_t e = blockIdx.x;
   const int wide = n_ends * channels, column = blockIdx.y * blockDim.x + threadIdx.x;
-  for (int i = threadIdx.x; i < ENTRIES; i += blockDim.x) load_entries(matrix, e, i, entries + i);
+  load_entries(matrix, e, entries);
   __syncthreads();
   if (column >= wide) return;
   const int end = column / channels, c = column - end * channels;

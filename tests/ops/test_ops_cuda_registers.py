@@ -34,7 +34,7 @@ def _compiler():
 
 
 def usage(program: Program, architecture: str) -> dict[str, tuple[int, int]]:
-    """Registers and bytes spilled of each kernel."""
+    """Registers of each kernel, and bytes of memory that it takes in their place."""
     done = compiler.compile_source(
         program.file, program.headers, program.kernels, architecture, resources=True
     )
@@ -43,7 +43,7 @@ def usage(program: Program, architecture: str) -> dict[str, tuple[int, int]]:
     for part in done.log.split("Compiling entry function '")[1:]:
         name = of[part.split("'")[0]]
         registers = int(re.search(r"Used (\d+) registers", part)[1])
-        spilled = sum(map(int, re.findall(r"(\d+) bytes spill", part)))
+        spilled = sum(map(int, re.findall(r"(\d+) bytes (?:stack|spill)", part)))
         found[name] = registers, spilled
     return found
 
