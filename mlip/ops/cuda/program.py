@@ -23,6 +23,16 @@ C_TYPES = {torch.float32: "float", torch.float64: "double"}
 Grid = tuple[int, ...]
 
 
+def whole_warps(columns: int, most: int) -> int:
+    """Threads for so many columns: whole warps, at most ``most``."""
+    return min(most, 32 * max(1, -(-columns // 32)))
+
+
+def tile_size(numbers: int) -> int:
+    """Edges whose matrices of so many numbers lie in shared memory at a time, 16 KiB in float64."""
+    return max(1, min(32, 16 * 1024 // (8 * numbers)))
+
+
 class Module(Protocol):
     """The kernels of a source file, compiled for one processor."""
 

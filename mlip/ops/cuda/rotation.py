@@ -13,8 +13,8 @@ from functools import lru_cache
 from torch import Tensor
 
 from mlip.ops.cpu.rotation import check, gather_op, scatter_op, slopes_op
-from mlip.ops.cuda.program import Grid, Program, program
-from mlip.ops.cuda.rotation_table import BLOCK, chunks, n_entries, table_text, tile
+from mlip.ops.cuda.program import Grid, Program, program, tile_size, whole_warps
+from mlip.ops.cuda.rotation_table import BLOCK, chunks, n_entries, table_text
 from mlip.ops.cuda.slots import slots
 from mlip.ops.rotation import RotationSignature
 
@@ -48,20 +48,20 @@ class _Call:
 
     def by_columns(self, kernel: str, *arguments: Tensor | int) -> None:
         """Launch blocks for an edge and some columns."""
-        block = _threads(self.wide)
+        block = whole_warps(self.wide, BLOCK)
         grid = (self.n_edges, -(-self.wide // block))
         self.launch(kernel, grid, block, self.entry_bytes, *arguments)
 
     def by_atoms(self, kernel: str, n_atoms: int, *arguments: Tensor | int) -> None:
         """Launch blocks for an atom and some channels."""
-        block = _threads(self.channels)
+        block = whole_warps(self.channels, BLOCK)
         grid = (n_atoms, -(-self.channels // block))
-        shared = tile(self.signature) * self.entry_bytes
+        shared = tile_size(n_entries(self.signature)) * self.entry_bytes
         self.launch(kernel, grid, block, shared, *arguments)
 
     def by_edges(self, kernel: str, *arguments: Tensor | int) -> None:
         """Launch blocks for an edge."""
-        block = _threads(self.wide)
+        block = whole_warps(self.wide, BLOCK)
         shared = block * chunks(self.signature) * self.matrix.element_size()
         self.launch(kernel, (self.n_edges,), block, shared, *arguments)
 
@@ -69,11 +69,6 @@ class _Call:
         self, kernel: str, grid: Grid, block: int, shared: int, *arguments: Tensor | int
     ) -> None:
         self.program.launch(kernel, self.matrix.dtype, grid, block, shared, arguments)
-
-
-def _threads(columns: int) -> int:
-    """Whole warps, at most ``BLOCK``."""
-    return min(BLOCK, 32 * max(1, -(-columns // 32)))
 
 
 def gather(

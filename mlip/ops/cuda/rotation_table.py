@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mlip.ops.cuda.program import tile_size
 from mlip.ops.rotation import RotationSignature
 
 BLOCK = 128  # threads
-TILE_BYTES = 16 * 1024  # of shared memory for the matrices of a tile of edges, in double precision
 
 
 def n_entries(signature: RotationSignature) -> int:
     """Nonzero entries of the matrix of an edge."""
     return sum(2 * degree + 1 for degree in signature.degrees)
-
-
-def tile(signature: RotationSignature) -> int:
-    """Edges whose matrices are in shared memory at a time."""
-    return max(1, min(32, TILE_BYTES // (8 * n_entries(signature))))
 
 
 def chunks(signature: RotationSignature) -> int:
@@ -59,7 +54,7 @@ def table_text(signature: RotationSignature) -> str:
 #pragma once
 
 constexpr int LMAX = {lmax}, ROWS = {len(places)}, COLUMNS = {columns}, ENTRIES = {len(entries)};
-constexpr int BLOCK = {BLOCK}, TILE = {tile(signature)}, CHUNKS = {chunks(signature)};
+constexpr int BLOCK = {BLOCK}, TILE = {tile_size(len(entries))}, CHUNKS = {chunks(signature)};
 // one array for each of the orders 0, +1, -1, ...
 #define ORDERS(POINTER) {", ".join(f"POINTER {name}" for name in names)}
 #define ORDER_NAMES {", ".join(names)}

@@ -12,11 +12,10 @@ from functools import lru_cache
 from torch import Tensor
 
 from mlip.ops.cpu.shared_operator import apply_op, check, each, gather_op, scatter_op, slopes_op
-from mlip.ops.cuda.program import Grid, Program, program
+from mlip.ops.cuda.program import Grid, Program, program, tile_size, whole_warps
 from mlip.ops.cuda.slots import slots
 
 BLOCK = 128  # threads
-TILE_BYTES = 16 * 1024  # of shared memory for the matrices of a tile of edges, in double precision
 
 
 @lru_cache(maxsize=64)
@@ -31,13 +30,8 @@ def table_text(rows: int, columns: int) -> str:
 #pragma once
 
 constexpr int ROWS = {rows}, COLUMNS = {columns};
-constexpr int BLOCK = {BLOCK}, TILE = {tile(rows, columns)};
+constexpr int BLOCK = {BLOCK}, TILE = {tile_size(rows * columns)};
 """
-
-
-def tile(rows: int, columns: int) -> int:
-    """Edges whose matrices are in shared memory at a time."""
-    return max(1, min(32, TILE_BYTES // (8 * rows * columns)))
 
 
 class _Call:
@@ -60,11 +54,6 @@ class _Call:
         self.program.launch(kernel, dtype, grid, block, shared, arguments)
 
 
-def _threads(channels: int) -> int:
-    """Whole warps, at most ``BLOCK``."""
-    return min(BLOCK, 32 * max(1, -(-channels // 32)))
-
-
 def scatter_add(
     x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor, add: bool = True
 ) -> None:
@@ -76,10 +65,10 @@ def scatter_add(
     }
     check(x, operator, weights, ends, shapes, on_cpu=False)
     call = _Call(operator, weights)
-    block = _threads(channels)
+    block = whole_warps(channels, BLOCK)
     call.launch(
         "operator_scatter", (len(x), -(-channels // block)), block,
-        tile(call.rows, call.columns) * call.rows * call.columns,
+        tile_size(call.rows * call.columns) * call.rows * call.columns,
         x, y.contiguous(), call.matrix, call.weights, *slots(ends, len(x)),
         n_edges, channels, int(call.transposed), int(add),
     )  # fmt: skip
@@ -93,7 +82,8 @@ def gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor
     out = x.new_empty(len(weights), operator.shape[1], weights.shape[1])
     call = _Call(operator, weights)
     call.launch(
-        "operator_gather", (call.n_edges,), _threads(call.channels), call.rows * call.columns,
+        "operator_gather", (call.n_edges,), whole_warps(call.channels, BLOCK),
+        call.rows * call.columns,
         x.contiguous(), call.matrix, call.weights, ends.contiguous(), out,
         call.n_edges, len(ends), call.channels, int(call.transposed),
     )  # fmt: skip
