@@ -17,6 +17,7 @@ from mlip.ops import (
     default_backend,
     forces_and_virial,
     neighborhood,
+    operator_apply,
     operator_gather,
     operator_scatter,
     rotate_gather,
@@ -130,6 +131,7 @@ def test_tensors_on_a_gpu_go_to_its_kernels(monkeypatch):
         matrix, weights = y.new_empty(7, 4, 9), y.new_empty(7, 3)
         assert operator_gather(x, matrix, weights, ends, "cuda").shape == (7, 4, 3)
         assert operator_scatter(y, matrix, weights, ends, 5, "cuda").device.type == "cuda"
+        assert operator_apply(y, matrix, weights, "cuda").shape == (7, 4, 3)
         batch = torch.empty(5, dtype=torch.int64, device="cuda")
         forces, virial = forces_and_virial(weights, weights, ends, batch, 5, 2, "cuda")
         assert (forces.shape, virial.shape) == ((5, 3), (2, 3, 3))

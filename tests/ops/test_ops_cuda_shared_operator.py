@@ -76,6 +76,15 @@ def test_values_and_gradients_equal_the_definition(on_host, n_ends, channels):
     assert not found["back"][-1].any()
 
 
+def test_features_of_edges(on_host):
+    on_host()
+    case = Case()
+    x = torch.randn(70, 4, 5, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    found = cuda.apply(x, case.matrix, case.weights)
+    truth = torch.einsum("eri,eic,ec->erc", case.matrix, x, case.weights)
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_as_accurate_as_the_definition_and_the_same_bits(on_host, dtype):
     """In float32; threads run in several orders, and results must not know."""
