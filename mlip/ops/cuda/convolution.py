@@ -138,7 +138,16 @@ def _launch_backward(
         ),
     )  # fmt: skip
     if want_features:
-        each.program.launch(
-            "sum_of_sources", dtype, (-(-n_atoms * width // SUM_BLOCK),), SUM_BLOCK, 0,
-            (of_edges, *slots(source, n_atoms), of_features, n_atoms),
-        )  # fmt: skip
+        sum_of_sources(each, of_edges, source, of_features, n_atoms)
+
+
+def sum_of_sources(
+    each: GroupProgram, of_edges: Tensor, source: Tensor, of_features: Tensor, n_atoms: int
+) -> None:
+    """Sum gradients of edges, [E, 2l+1, C] of one degree, into the packed ones of their sources."""
+    group = each.group
+    width = (2 * group.degree + 1) * group.channels
+    each.program.launch(
+        "sum_of_sources", of_features.dtype, (-(-n_atoms * width // SUM_BLOCK),), SUM_BLOCK, 0,
+        (of_edges, *slots(source, n_atoms), of_features, n_atoms),
+    )  # fmt: skip
