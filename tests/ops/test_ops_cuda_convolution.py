@@ -131,6 +131,15 @@ def test_only_what_is_wanted(on_host):
 
 
 @needs_compiler
+def test_many_radial_functions_do_not_need_shared_memory(on_host):
+    """Their kernel would be 120 KiB."""
+    on_host()
+    case = Case(WIDE, torch.float64, 30)
+    assert not programs(case.text, 30)[0].group.fits(8)
+    assert relative(case.forward(), case.truth()[0]) < 1e-15
+
+
+@needs_compiler
 def test_no_edges(on_host):
     on_host()
     case = Case(UNEVEN, torch.float64)

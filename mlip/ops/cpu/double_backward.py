@@ -21,6 +21,7 @@ from torch import Tensor
 from mlip.ops.cpu.library import only, packed_convolution, packed_convolution_backward
 
 Optional = Tensor | None
+Arguments = tuple[Tensor, Tensor, Tensor, Optional, Tensor]
 Graph = tuple[Tensor, Tensor, str]  # rowptr, source, signature
 N_ARGUMENTS = 5
 
@@ -52,9 +53,22 @@ def replaced(arguments: Sequence[Optional], i: int, value: Tensor) -> list[Optio
     return [*arguments[:i], value, *arguments[i + 1 :]]
 
 
-@torch.library.custom_op(
-    "mlip::convolution_double_backward", mutates_args=(), device_types="cpu"
-)  # fmt: skip
+def second_derivatives(
+    arguments: Arguments,
+    along: Sequence[Optional],
+    graph: Graph,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute ``packed_double_backward`` on the CPU: forward and backward passes, summed."""
+    total: list[Optional] = [None] * N_ARGUMENTS
+    for i, cotangent in enumerate(along):
+        if cotangent is not None:
+            others = [want and i != j for j, want in enumerate(wanted)]
+            add(total, gradients(replaced(arguments, i, cotangent), graph, others))
+    return filled(arguments, total, wanted)
+
+
+@torch.library.custom_op("mlip::convolution_double_backward", mutates_args=(), device_types="cpu")
 def packed_double_backward(
     features: Tensor,
     harmonics: Tensor,
@@ -83,22 +97,16 @@ def packed_double_backward(
         Gradients of φ by the five; empty if not wanted.
     """
     arguments = (features, harmonics, radial, kernel, gradient)
-    graph = (rowptr, source, signature)
-    total: list[Optional] = [None] * N_ARGUMENTS
-    for i, along in enumerate((along_features, along_harmonics, along_radial, along_kernel)):
-        if along is not None:
-            others = [want and i != j for j, want in enumerate(wanted)]
-            add(total, gradients(replaced(arguments, i, along), graph, others))
-    return filled(arguments, total, wanted)
+    along = (along_features, along_harmonics, along_radial, along_kernel)
+    return second_derivatives(arguments, along, (rowptr, source, signature), wanted)
 
 
 def filled(
-    arguments: Sequence[Optional], total: Sequence[Optional], wanted: Sequence[bool]
+    arguments: Arguments, total: Sequence[Optional], wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Put zeros for what is wanted and nothing contributes to, empty tensors for the rest."""
-    like = next(tensor for tensor in arguments if tensor is not None)
     return tuple(  # type: ignore[return-value]
-        like.new_empty(0)
+        arguments[0].new_empty(0)
         if argument is None or not want
         else argument.new_zeros(argument.shape)
         if value is None

@@ -61,6 +61,10 @@ class Group:
                 return tile
         return 1
 
+    def fits(self, itemsize: int) -> bool:
+        """Whether the fused forward pass has the shared memory that it needs."""
+        return self.shared_bytes(itemsize, backward=False) <= SHARED_BYTES
+
     def second_tile(self, itemsize: int) -> int:
         """Edges whose two matrices are in shared memory at a time, for second derivatives."""
         each = self._second_numbers()
@@ -237,7 +241,7 @@ class Group:
         """With u = w x, v = w x' + w' x: M v + M' u, and the derivatives that belong to it."""
         yield ""
         yield "// Add second derivatives of an edge's products: by the gradient of the result to"
-        yield "// sum, by features to dx, by harmonics to dy; n: matrices of the harmonics' cotangent;"
+        yield "// sum, by features to dx, by harmonics to dy; n: matrices of the cotangent of y;"
         yield "// slope(path, first, second) takes first and second derivatives by weights."
         yield "template <typename T, int N, typename W, typename A, typename S>"
         yield "__device__ __forceinline__ void add_second("

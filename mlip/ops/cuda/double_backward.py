@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mlip.ops.cpu.double_backward import add, filled, packed_double_backward
+from mlip.ops.cpu.double_backward import Arguments, Graph, add, filled, packed_double_backward
 from mlip.ops.cpu.library import check_shapes, layout
 from mlip.ops.cuda.convolution import GroupProgram, programs, sum_of_sources
 from mlip.ops.cuda.program import Program, program
@@ -95,9 +95,23 @@ def cuda_double_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Kernel of ``mlip::convolution_double_backward``."""
+    arguments = (features, harmonics, radial, kernel, gradient)
+    along = (along_features, along_harmonics, along_radial, along_kernel)
+    return second_derivatives(arguments, along, (rowptr, source, signature), wanted)
+
+
+def second_derivatives(
+    arguments: Arguments,
+    along: Sequence[Optional],
+    graph: Graph,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute ``packed_double_backward``, without derivatives."""
+    features, harmonics, radial, kernel, gradient = arguments
+    rowptr, source, signature = graph
     shape = layout(signature)
     check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
-    weights = Weights(radial, kernel, along_radial, along_kernel)
+    weights = Weights(radial, kernel, *along[2:])
     empty = features.new_empty(0)
 
     given = weights.given()
@@ -114,8 +128,8 @@ def cuda_double_backward(
     inputs = [
         empty if tensor is None else tensor.contiguous()
         for tensor in (
-            features, harmonics, given, gradient, along_features, along_harmonics, weights.along(),
-            rowptr, source,
+            features, harmonics, given, gradient, along[0], along[1], weights.along(), rowptr,
+            source,
         )
     ]  # fmt: skip
     for i, (second, each) in enumerate(
@@ -123,7 +137,6 @@ def cuda_double_backward(
     ):
         _launch(second, each, inputs, found, i > 0)
     of_radial, of_kernel = weights.derivatives(of_slopes, of_weights, wanted[2:4])
-    arguments = (features, harmonics, radial, kernel, gradient)
     return filled(arguments, (found[0], found[1], of_radial, of_kernel, found[4]), wanted)
 
 
