@@ -8,17 +8,7 @@
 // convolution_table.h is generated (mlip/ops/cuda/convolution_table.py).
 #include "lanes.cuh"
 #include "convolution_table.h"
-
-// Build the matrices of edges first ... first + count - 1: a lane for each edge, a warp for each share.
-template <typename T>
-__device__ __forceinline__ void fill_tile(
-    const T* __restrict__ harmonics, size_t first, int count, T* matrices) {
-  const int warps = blockDim.x / 32, edge = threadIdx.x % 32;
-  if (edge >= count) return;
-  for (int part = threadIdx.x / 32; part < PARTS; part += warps) {
-    edge_matrix(part, harmonics + (first + edge) * HARMONICS, matrices + edge * STRIDE);
-  }
-}
+#include "convolution_tile.cuh"
 
 // A block for each atom and BLOCK channels. With RADIAL > 0 weights are sums over radial functions,
 // w = sum_r radial[e, r] kernel[r, :], made as they are needed.
@@ -97,7 +87,6 @@ __global__ void __launch_bounds__(BLOCK) convolution_backward(
 
   for (size_t first = rowptr[atom]; first < end; first += TILE<T>) {
     const int count = min((size_t)TILE<T>, end - first);
-    __syncthreads();
     fill_tile(harmonics, first, count, matrices);
     __syncthreads();
     for (int t = 0; t < count; ++t) {

@@ -27,8 +27,8 @@ def sum_messages(
         radial: weights [E, n_weights], or radial functions [E, R] if there is a kernel.
         kernel: [R, n_weights], weights of the radial functions; or None.
         neighbors: edges sorted by target.
-        backend: ``auto`` takes the CPU kernel where it can run and has agreed with the definition;
-            ``numba`` takes it unchecked, ``cuda`` a CUDA kernel; ``torch`` is plain PyTorch.
+        backend: ``auto`` takes the kernel of the device where it can run and has agreed with the
+            definition; ``numba`` (CPU) and ``cuda`` take it unchecked; ``torch`` is plain PyTorch.
 
     Returns:
         [N, 2l+1, out_channels[l]] for each degree.
@@ -42,8 +42,9 @@ def sum_messages(
         return _compared(signature, tensors, len(features), neighbors)
 
     degree = max((max(path) for path in signature.paths), default=0)
-    high = f"degree {degree} is above {HIGHEST_DEGREE}" if degree > HIGHEST_DEGREE else None
-    if radial.shape[0] and use_kernel(backend, signature, tensors, check, high, cuda=high):
+    high = _too_high(degree)
+    cuda = _too_high(max(degree, signature.lmax_edge))  # its kernels go through all harmonics
+    if radial.shape[0] and use_kernel(backend, signature, tensors, check, high, cuda):
         from mlip.ops.cpu.convolution import kernel_convolution
 
         return kernel_convolution(
@@ -52,6 +53,10 @@ def sum_messages(
     if kernel is None:
         return convolution(signature, features, harmonics, radial, neighbors)
     return radial_convolution(signature, features, harmonics, radial, kernel, neighbors)
+
+
+def _too_high(degree: int) -> str | None:
+    return f"degree {degree} is above {HIGHEST_DEGREE}" if degree > HIGHEST_DEGREE else None
 
 
 def _compared(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mlip.graph import AtomicGraph, atoms_to_graph
 from mlip.models import create_model
-from mlip.ops.cpu import library, rotation, shared_operator
+from mlip.ops.cpu import double_backward, library, rotation, shared_operator
 from mlip.ops.cuda import convolution as cuda_convolution
+from mlip.ops.cuda import double_backward as cuda_double_backward
 from mlip.ops.cuda import rotation as cuda_rotation
 from mlip.ops.cuda import shared_operator as cuda_shared_operator
 from mlip.potential import Potential
@@ -20,9 +21,12 @@ from tests.ops.host_cuda import needs_compiler, on_host
 
 __all__ = ["on_host"]
 pytestmark = needs_compiler
-ROTATIONS = (rotation, cuda_rotation, ("gather", "scatter_add", "slopes_add"))
-OPERATORS = (shared_operator, cuda_shared_operator, ("gather", "scatter_add", "slopes"))
-CONVOLUTION = (library, cuda_convolution, ("convolve", "convolve_backward"))
+ROTATIONS = [(rotation, cuda_rotation, ("gather", "scatter_add", "slopes_add"))]
+OPERATORS = [(shared_operator, cuda_shared_operator, ("gather", "scatter_add", "slopes"))]
+CONVOLUTION = [
+    (library, cuda_convolution, ("convolve", "convolve_backward")),
+    (double_backward, cuda_double_backward, ("second_derivatives",)),
+]
 MODELS = {
     "facet": ({"hidden": [[8, 8]], "embedding": 8, "outputs": 8}, CONVOLUTION),
     "equiformer_v3": (
@@ -53,7 +57,7 @@ def answers(potential: Potential, graph: AtomicGraph) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_energies_forces_and_training_equal_plain_pytorch(on_host, monkeypatch, name):
-    config, (replaced, kernels, functions) = MODELS[name]
+    config, replacements = MODELS[name]
     torch.manual_seed(0)
     potential = Potential(create_model(name, {"elements": [1, 8], **config}).double())
     graph = atoms_to_graph(molecule("H2O"), potential.cutoff)
@@ -63,11 +67,11 @@ def test_energies_forces_and_training_equal_plain_pytorch(on_host, monkeypatch, 
     on_host()
     monkeypatch.setenv("MLIP_BACKEND", "numba")
     calls: list[str] = []
-    for function in functions:
-        monkeypatch.setattr(
-            replaced, function, counted(getattr(kernels, function), calls, function)
-        )
+    for replaced, kernels, functions in replacements:
+        for function in functions:
+            kernel = counted(getattr(kernels, function), calls, function)
+            monkeypatch.setattr(replaced, function, kernel)
     found = answers(potential, graph)
-    assert set(calls) == set(functions)
+    assert set(calls) == {function for *_, functions in replacements for function in functions}
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

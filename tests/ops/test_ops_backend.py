@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mlip.errors import InputError
 from mlip.ops import (
     ConvolutionSignature,
+    Neighborhood,
     RotationSignature,
     backend,
     default_backend,
@@ -138,6 +139,32 @@ def test_tensors_on_a_gpu_go_to_its_kernels(monkeypatch):
         with pytest.raises(InputError, match="device cuda"):
             operator_gather(x, matrix, weights, ends, "numba")
     assert backend._refused == {}
+
+
+def test_convolutions_on_a_gpu_go_to_its_kernels(monkeypatch):
+    """Any number of channels; with tensors that have a device but no numbers."""
+    monkeypatch.setattr(backend, "cuda_missing", lambda: None)
+    signature = ConvolutionSignature((5, 3), 2, (0, 1, 2), True)
+    with FakeTensorMode():
+
+        def empty(*shape: int, dtype=torch.float64) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device="cuda")
+
+        rowptr, index = empty(7, dtype=torch.int64), empty(60, dtype=torch.int64)
+        edges = Neighborhood(index, index, 6, rowptr)
+
+        def sums(signature: ConvolutionSignature, *inputs: Tensor) -> tuple[Tensor, ...]:
+            return sum_messages(signature, inputs[:2], *inputs[2:], edges, "cuda")
+
+        inputs = [empty(6, 1, 5), empty(6, 3, 3), empty(60, 9), empty(60, 4)]
+        inputs.append(empty(4, signature.n_weights))
+        out = sums(signature, *inputs)
+        assert [part.shape for part in out] == [
+            (6, 2 * i + 1, n) for i, n in enumerate(signature.out_channels)
+        ]
+        high = ConvolutionSignature((5, 3), 5, (0,))  # harmonics that no product needs
+        with pytest.raises(InputError, match="degree 5 is above 4"):
+            sums(high, *inputs[:2], empty(60, 36), inputs[3], empty(4, high.n_weights))
 
 
 def test_no_edges_decide_nothing():

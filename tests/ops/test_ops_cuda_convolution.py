@@ -18,6 +18,7 @@ from mlip.ops.cuda.convolution import (
     convolve_backward,
     programs,
 )
+from mlip.ops.cuda.program import Program
 from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler, on_host
 
 __all__ = ["on_host"]
@@ -65,16 +66,22 @@ class Case:
             *self.inputs, self.gradient, self.rowptr, self.source, self.text, wanted
         )
 
+    def definition(self, x: Tensor, harmonics: Tensor, radial: Tensor, kernel=None) -> Tensor:
+        """The definition, with packed features and packed results."""
+        sizes = [part.numel() for part in self.features]
+        features = [
+            part.view(like.shape) for part, like in zip(x.split(sizes), self.features, strict=True)
+        ]  # fmt: skip
+        weights = radial if kernel is None else radial @ kernel
+        neighbors = Neighborhood(self.source, self.target, len(NEIGHBORS), self.rowptr)
+        return flat(convolution(self.signature, tuple(features), harmonics, weights, neighbors))
+
     def truth(self) -> tuple[Tensor, list[Tensor]]:
         """Result and gradients of the definition in float64."""
-        given = [*self.features, self.harmonics, self.radial]
-        leaves = [t.double().requires_grad_() for t in (*given, self.kernel) if t is not None]
-        n = len(self.features)
-        weights = leaves[n + 1] if self.kernel is None else leaves[n + 1] @ leaves[n + 2]
-        neighbors = Neighborhood(self.source, self.target, len(NEIGHBORS), self.rowptr)
-        out = flat(convolution(self.signature, leaves[:n], leaves[n], weights, neighbors))
+        leaves = [t.double().requires_grad_() for t in self.inputs if t is not None]
+        out = self.definition(*leaves)
         slopes = torch.autograd.grad((out * self.gradient.double()).sum(), leaves)
-        return out.detach(), [flat(slopes[:n]), *slopes[n:]]
+        return out.detach(), list(slopes)
 
 
 def flat(parts) -> Tensor:
@@ -121,6 +128,15 @@ def test_only_what_is_wanted(on_host):
         part = case.backward([j == i for j in range(4)])
         assert torch.equal(part[i], whole[i])
         assert [t.numel() for j, t in enumerate(part) if j != i] == [0, 0, 0]
+
+
+@needs_compiler
+def test_many_radial_functions_do_not_need_shared_memory(on_host):
+    """Their kernel would be 120 KiB."""
+    on_host()
+    case = Case(WIDE, torch.float64, 30)
+    assert not programs(case.text, 30)[0].group.fits(8)
+    assert relative(case.forward(), case.truth()[0]) < 1e-15
 
 
 @needs_compiler
@@ -222,21 +238,23 @@ MOST_REGISTERS = {"float": 128, "double": 255}
 MOST_SPILLS = {"float": 0, "double": 16}  # bytes
 
 
+def usage(program: Program, architecture: str) -> dict[str, tuple[int, int, int]]:
+    """Bytes of stack, bytes spilled and registers of each kernel."""
+    compiled = compiler.compile_source(
+        program.file, program.headers, program.kernels, architecture, resources=True
+    )
+    assert compiled.cubin.startswith(b"\x7fELF")
+    used = {name: tuple(map(int, rest)) for name, *rest in REGISTERS.findall(compiled.log)}
+    return {kernel: used[mangled] for kernel, mangled in compiled.names.items()}
+
+
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", shipped())
 def test_compiles_without_spills(name, architecture):
     pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     signature, n_radial = shipped()[name]
     for each in {*programs(encode(signature), n_radial), *programs(encode(signature), 0)}:
-        program = each.program
-        compiled = compiler.compile_source(
-            program.file, program.headers, program.kernels, architecture, resources=True
-        )
-        assert compiled.cubin.startswith(b"\x7fELF")
-        used = {name: tuple(map(int, rest)) for name, *rest in REGISTERS.findall(compiled.log)}
-        assert len(used) == len(program.kernels)
-        for kernel, mangled in compiled.names.items():
-            stack, spills, registers = used[mangled]
+        for kernel, (stack, spills, registers) in usage(each.program, architecture).items():
             real = "double" if kernel.endswith("<double>") else "float"
             assert registers <= MOST_REGISTERS[real], kernel
             assert max(stack, spills) <= MOST_SPILLS[real], kernel

@@ -36,7 +36,7 @@ def kernel_convolution(
         [N, 2l+1, out_channels[l]] for each degree.
     """
     if features[0].device.type == "cuda":
-        from mlip.ops.cuda import convolution  # noqa: F401  registers the kernels of the operators
+        from mlip.ops.cuda import convolution, double_backward  # noqa: F401  they register kernels
 
         block = 1
     else:

@@ -1,11 +1,7 @@
 """The convolution as two PyTorch operators, ``mlip::convolution`` and its backward pass.
 
-f(x, Y, w) is linear in each argument, with w given or w = b·K. Derivatives of any order are again
-convolutions: for cotangents (x', Y', b', K') of the gradients that belong to g,
-
-    φ = ⟨g, f(x', Y, b, K) + f(x, Y', b, K) + f(x, Y, b', K) + f(x, Y, b, K')⟩
-
-holds everything that the second derivatives need. Compilers and tracers see one operator.
+f(x, Y, w) is linear in each argument, with w given or w = b·K, so derivatives of any order are
+again convolutions (``double_backward``). Compilers and tracers see one operator.
 """
 
 from __future__ import annotations
@@ -255,7 +251,7 @@ def _backward(ctx: Any, gradient: Optional) -> tuple[Optional, ...]:
     found = packed_convolution_backward(
         features, harmonics, radial, kernel, gradient, rowptr, source, ctx.signature, needs
     )
-    return (*_only(found, needs), None, None, None)
+    return (*only(found, needs), None, None, None)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
@@ -265,31 +261,19 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # 
 
 
 def _double_backward(ctx: Any, *cotangents: Optional) -> tuple[Optional, ...]:
-    *inputs, gradient, rowptr, source = ctx.saved_tensors
-    total: list[Optional] = [None] * 5
+    from mlip.ops.cpu.double_backward import packed_double_backward
 
-    def add(i: int, value: Tensor) -> None:
-        known = total[i]
-        total[i] = value if known is None else known + value
-
-    for i, cotangent in enumerate(cotangents):
-        if cotangent is None or not ctx.wanted[i] or inputs[i] is None:
-            continue
-        arguments = [*inputs[:i], cotangent, *inputs[i + 1 :]]
-        if ctx.needs_input_grad[4]:
-            add(4, packed_convolution(*arguments, rowptr, source, ctx.signature))
-        needs = [ctx.needs_input_grad[j] and j != i for j in range(4)]
-        if any(needs):
-            found = packed_convolution_backward(
-                *arguments, gradient, rowptr, source, ctx.signature, needs
-            )
-            for j, value in enumerate(_only(found, needs)):
-                if value is not None:
-                    add(j, value)
-    return (*total, None, None, None, None)
+    *arguments, rowptr, source = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:5])
+    along = [c if want else None for c, want in zip(cotangents, ctx.wanted, strict=True)]
+    if not any(needs) or all(cotangent is None for cotangent in along):
+        return (None,) * 9
+    found = packed_double_backward(*arguments, *along, rowptr, source, ctx.signature, needs)
+    return (*only(found, needs), None, None, None, None)
 
 
-def _only(found: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Optional, ...]:
+def only(found: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Optional, ...]:
+    """Take what is needed; None for the rest."""
     return tuple(value if need else None for value, need in zip(found, needs, strict=True))
 
 

@@ -2,8 +2,8 @@
 
 Kernels of the operators ``mlip::convolution`` and ``mlip::convolution_backward``, which are
 declared and differentiated in ``mlip.ops.cpu.library``. Any number of channels. In the forward pass
-weights are made from radial functions as they are needed; the backward pass stores them,
-[E, n_weights].
+weights are made from radial functions as they are needed, if the kernel fits in shared memory; the
+backward pass stores them, [E, n_weights].
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ def convolve(
     n_atoms = len(rowptr) - 1
     out = features.new_empty(shape.out_size(n_atoms))
     n_radial = 0 if kernel is None else radial.shape[1]
+    itemsize = features.element_size()
+    if kernel is not None and not all(
+        g.group.fits(itemsize) for g in programs(signature, n_radial)
+    ):
+        radial, kernel, n_radial = radial @ kernel, None, 0
     arguments = (
         features.contiguous(), harmonics.contiguous(), radial.contiguous(),
         radial if kernel is None else kernel.contiguous(), rowptr.contiguous(),
@@ -71,7 +76,7 @@ def convolve(
         each.program.launch(
             "convolution_forward", features.dtype,
             (n_atoms, -(-group.channels // group.block)), group.block,
-            group.shared_bytes(features.element_size(), backward=False), arguments,
+            group.shared_bytes(itemsize, backward=False), arguments,
         )  # fmt: skip
     return out
 
@@ -138,7 +143,16 @@ def _launch_backward(
         ),
     )  # fmt: skip
     if want_features:
-        each.program.launch(
-            "sum_of_sources", dtype, (-(-n_atoms * width // SUM_BLOCK),), SUM_BLOCK, 0,
-            (of_edges, *slots(source, n_atoms), of_features, n_atoms),
-        )  # fmt: skip
+        sum_of_sources(each, of_edges, source, of_features, n_atoms)
+
+
+def sum_of_sources(
+    each: GroupProgram, of_edges: Tensor, source: Tensor, of_features: Tensor, n_atoms: int
+) -> None:
+    """Sum gradients of edges, [E, 2l+1, C] of one degree, into the packed ones of their sources."""
+    group = each.group
+    width = (2 * group.degree + 1) * group.channels
+    each.program.launch(
+        "sum_of_sources", of_features.dtype, (-(-n_atoms * width // SUM_BLOCK),), SUM_BLOCK, 0,
+        (of_edges, *slots(source, n_atoms), of_features, n_atoms),
+    )  # fmt: skip

@@ -61,6 +61,23 @@ class Group:
                 return tile
         return 1
 
+    def fits(self, itemsize: int) -> bool:
+        """Whether the fused forward pass has the shared memory that it needs."""
+        return self.shared_bytes(itemsize, backward=False) <= SHARED_BYTES
+
+    def second_tile(self, itemsize: int) -> int:
+        """Edges whose two matrices are in shared memory at a time, for second derivatives."""
+        each = self._second_numbers()
+        return next((n for n in (32, 16, 8, 4, 2) if itemsize * n * each <= SHARED_BYTES), 1)
+
+    def second_shared_bytes(self, itemsize: int) -> int:
+        """Dynamic shared memory of a block for second derivatives."""
+        return itemsize * self.second_tile(itemsize) * self._second_numbers()
+
+    def _second_numbers(self) -> int:
+        """Numbers of an edge: two sets of matrices, and a sum of each warp for each harmonic."""
+        return 2 * self.stride + (self.layout.lmax_edge + 1) ** 2 * self.block // 32
+
     def shared_bytes(self, itemsize: int, backward: bool) -> int:
         """Dynamic shared memory of a block."""
         tile = self.tile(itemsize)
@@ -100,11 +117,15 @@ class Group:
             "template <typename T>",
             "constexpr int TILE = sizeof(T) == 4 "
             f"? {self.tile(4)} : {self.tile(8)};  // edges in shared memory",
+            "template <typename T>",
+            "constexpr int SECOND_TILE = sizeof(T) == 4 "
+            f"? {self.second_tile(4)} : {self.second_tile(8)};  // for second derivatives",
             "",
             *self._matrix(),
             *self._rows(),
             *self._products(),
             *self._slopes(),
+            *self._second(),
         ]
         return "\n".join(lines) + "\n"
 
@@ -213,6 +234,42 @@ class Group:
                     for m2, value in coupling.matrix[m3, m1]:
                         yield f"      dy[{l2 * l2 + m2}] += T({value!r}) * v;"
                     yield "    }"
+            yield "  }"
+        yield "}"
+
+    def _second(self) -> Iterable[str]:
+        """With u = w x, v = w x' + w' x: M v + M' u, and the derivatives that belong to it."""
+        yield ""
+        yield "// Add second derivatives of an edge's products: by the gradient of the result to"
+        yield "// sum, by features to dx, by harmonics to dy; n: matrices of the cotangent of y;"
+        yield "// slope(path, first, second) takes first and second derivatives by weights."
+        yield "template <typename T, int N, typename W, typename A, typename S>"
+        yield "__device__ __forceinline__ void add_second("
+        yield "    const T* m, const T* n, const T (&x)[DIM], const T (&along)[DIM],"
+        yield "    const T (&g)[ROWS], W&& weight, A&& along_weight, S&& slope, T (&sum)[ROWS],"
+        yield "    T (&dx)[DIM], T (&dy)[N]) {"
+        for p, coupling in enumerate(self.couplings):
+            l1, l2, l3 = coupling.path
+            columns = range(2 * l1 + 1)
+            yield f"  {{  // {l1} x {l2} -> {l3}"
+            yield f"    const T w = weight({p}), along_w = along_weight({p});"
+            for a in columns:
+                yield f"    const T u{a} = w * x[{a}], v{a} = w * along[{a}] + along_w * x[{a}];"
+                yield f"    T q{a} = 0, r{a} = 0;"
+            for m3 in range(2 * l3 + 1):
+                row = coupling.first_row + m3
+                for a, i in _row(coupling, m3):
+                    yield f"    {{ const T s = m[{i}], t = n[{i}], z = v{a} * g[{row}];"
+                    yield f"      sum[{row}] += s * v{a} + t * u{a};"
+                    yield f"      q{a} += s * g[{row}]; r{a} += t * g[{row}];"
+                    for m2, value in coupling.matrix[m3, a]:
+                        yield f"      dy[{l2 * l2 + m2}] += T({value!r}) * z;"
+                    yield "    }"
+            first = " + ".join(f"x[{a}] * q{a}" for a in columns)
+            second = " + ".join(f"along[{a}] * q{a} + x[{a}] * r{a}" for a in columns)
+            yield f"    slope({p}, {first}, {second});"
+            for a in columns:
+                yield f"    dx[{a}] += along_w * q{a} + w * r{a};"
             yield "  }"
         yield "}"
 

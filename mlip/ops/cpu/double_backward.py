@@ -1,0 +1,170 @@
+"""Second derivatives of the convolution as one operator, ``mlip::convolution_double_backward``.
+
+F = ⟨g, f(x, Y, b, K)⟩, f the convolution, is linear in each of its five arguments: features,
+harmonics, radial, kernel and the gradient g of the result. The backward pass gives its gradients by
+the first four. For cotangents of these, second derivatives are gradients of
+
+    φ = Σ_i F(argument i replaced by its cotangent)
+
+and third ones replace two arguments. On the CPU each term is a forward or a backward pass; on CUDA
+one kernel makes them all (``mlip.ops.cuda.double_backward``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlip.ops.cpu.library import only, packed_convolution, packed_convolution_backward
+
+Optional = Tensor | None
+Arguments = tuple[Tensor, Tensor, Tensor, Optional, Tensor]
+Graph = tuple[Tensor, Tensor, str]  # rowptr, source, signature
+N_ARGUMENTS = 5
+
+
+def gradients(
+    arguments: Sequence[Optional], graph: Graph, wanted: Sequence[bool]
+) -> list[Optional]:
+    """Differentiate F by those of its five arguments that are wanted; None for the others."""
+    found: list[Optional] = [None] * N_ARGUMENTS
+    first = list(wanted[:4])
+    if any(first):
+        values = packed_convolution_backward(*arguments, *graph, first)
+        found[:4] = only(values, first)
+    if wanted[4]:
+        found[4] = packed_convolution(*arguments[:4], *graph)
+    return found
+
+
+def add(total: list[Optional], terms: Sequence[Optional]) -> None:
+    """Add terms to a list, in place; None is zero."""
+    for i, term in enumerate(terms):
+        if term is not None:
+            known = total[i]
+            total[i] = term if known is None else known + term
+
+
+def replaced(arguments: Sequence[Optional], i: int, value: Tensor) -> list[Optional]:
+    """Put a value in the place of argument i."""
+    return [*arguments[:i], value, *arguments[i + 1 :]]
+
+
+def second_derivatives(
+    arguments: Arguments,
+    along: Sequence[Optional],
+    graph: Graph,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute ``packed_double_backward`` on the CPU: forward and backward passes, summed."""
+    total: list[Optional] = [None] * N_ARGUMENTS
+    for i, cotangent in enumerate(along):
+        if cotangent is not None:
+            others = [want and i != j for j, want in enumerate(wanted)]
+            add(total, gradients(replaced(arguments, i, cotangent), graph, others))
+    return filled(arguments, total, wanted)
+
+
+@torch.library.custom_op("mlip::convolution_double_backward", mutates_args=(), device_types="cpu")
+def packed_double_backward(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: torch.Tensor | None,
+    gradient: Tensor,
+    along_features: torch.Tensor | None,
+    along_harmonics: torch.Tensor | None,
+    along_radial: torch.Tensor | None,
+    along_kernel: torch.Tensor | None,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Differentiate the gradients of the convolution.
+
+    Args:
+        features, harmonics, radial, kernel, rowptr, source, signature: of the convolution.
+        gradient: g, of its result.
+        along_features, along_harmonics, along_radial, along_kernel: cotangents of the gradients by
+            these, or None.
+        wanted: whether to differentiate by features, harmonics, radial, kernel and g.
+
+    Returns:
+        Gradients of φ by the five; empty if not wanted.
+    """
+    arguments = (features, harmonics, radial, kernel, gradient)
+    along = (along_features, along_harmonics, along_radial, along_kernel)
+    return second_derivatives(arguments, along, (rowptr, source, signature), wanted)
+
+
+def filled(
+    arguments: Arguments, total: Sequence[Optional], wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Put zeros for what is wanted and nothing contributes to, empty tensors for the rest."""
+    return tuple(  # type: ignore[return-value]
+        arguments[0].new_empty(0)
+        if argument is None or not want
+        else argument.new_zeros(argument.shape)
+        if value is None
+        else value
+        for argument, value, want in zip(arguments, total, wanted, strict=True)
+    )
+
+
+@packed_double_backward.register_fake
+def _(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Optional,
+    gradient: Tensor,
+    along_features: Optional,  # noqa: ARG001
+    along_harmonics: Optional,  # noqa: ARG001
+    along_radial: Optional,  # noqa: ARG001
+    along_kernel: Optional,  # noqa: ARG001
+    rowptr: Tensor,  # noqa: ARG001
+    source: Tensor,  # noqa: ARG001
+    signature: str,  # noqa: ARG001
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    arguments = (features, harmonics, radial, kernel, gradient)
+    return tuple(
+        features.new_empty(tensor.shape if want and tensor is not None else 0)
+        for tensor, want in zip(arguments, wanted, strict=True)
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    *tensors, ctx.signature, ctx.wanted = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, *cotangents: Optional) -> tuple[Optional, ...]:
+    *tensors, rowptr, source = ctx.saved_tensors
+    arguments, along = tensors[:N_ARGUMENTS], tensors[N_ARGUMENTS:]
+    needs = ctx.needs_input_grad
+    of_arguments: list[Optional] = [None] * N_ARGUMENTS
+    of_along: list[Optional] = [None] * len(along)
+    for i, first in enumerate(along):
+        for j, second in enumerate(cotangents):
+            if first is None or second is None or i == j or not ctx.wanted[j]:
+                continue
+            if arguments[i] is None or arguments[j] is None:
+                continue
+            terms = gradients(
+                replaced(replaced(arguments, i, first), j, second),
+                (rowptr, source, ctx.signature),
+                [k != j and needs[N_ARGUMENTS + i if k == i else k] for k in range(N_ARGUMENTS)],
+            )
+            add(of_along, [terms[i] if k == i else None for k in range(len(along))])
+            terms[i] = None
+            add(of_arguments, terms)
+    return (*of_arguments, *of_along, None, None, None, None)
+
+
+packed_double_backward.register_autograd(_backward, setup_context=_setup)
