@@ -91,8 +91,8 @@ def _backends() -> dict[str, Any]:
     facts["cuda"] = (
         f"cannot run: {reason}"
         if reason
-        else "float32 and float64: convolution of Facet, rotations of EquiformerV3, shared operators "
-        "of TDN, sums over edges, forces and virial; plain PyTorch for the rest"
+        else "float32 and float64: convolution of Facet, rotations of EquiformerV3, shared "
+        "operators of TDN, sums over edges, forces and virial; plain PyTorch for the rest"
     )
     return facts
 
