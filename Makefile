@@ -1,5 +1,5 @@
 # Everything a developer types. Each target works on a fresh machine: it makes .venv if it is missing.
-#   make setup | demo | test | lint | bench | clean
+#   make setup | demo | test | lint | bench | sanitize | clean
 # PYTHON=python3.12 picks the interpreter, PIP_FLAGS adds to pip's command line (for instance
 # PIP_FLAGS='--extra-index-url URL' for another build of torch), TESTS=tests/graph narrows the tests.
 
@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench sanitize clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ bench: setup
 	$(BIN)/python scripts/bench/node_update.py
 	$(BIN)/python scripts/bench/convolution.py
 	$(BIN)/python scripts/bench/time_model.py
+
+# The CUDA text on the processor under ThreadSanitizer and AddressSanitizer; needs g++.
+sanitize: setup
+	$(ONE_THREAD) $(BIN)/python -m tests.ops.sanitize
 
 clean:
 	rm -rf $(VENV) build dist mlip.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO_OUT)

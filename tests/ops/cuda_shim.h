@@ -42,6 +42,9 @@ struct dim3 {
 #define __restrict__ __restrict
 #define SHARED_DYN(T, name) T* name = reinterpret_cast<T*>(shim::current().block->shared.data())
 
+#ifdef SHIM_THREADS
+#include "cuda_shim_threads.h"
+#else
 namespace shim {
 
 constexpr size_t STACK = 128 << 10;
@@ -209,9 +212,6 @@ inline bool run_block(Block& block, int order, std::mt19937& random) {
 
 }  // namespace shim
 
-#ifdef SHIM_THREADS
-#include "cuda_shim_threads.h"
-#else
 #define threadIdx (shim::current().thread)
 #define blockIdx (shim::current().block->index)
 #define blockDim (shim::current().block->size)
