@@ -41,7 +41,7 @@ def sum_messages(
     def check() -> tuple[float, float]:
         return _compared(signature, tensors, len(features), neighbors)
 
-    degree = max((max(path) for path in signature.paths), default=0)
+    degree = max([0, *(max(path) for path in signature.paths)])
     high = f"degree {degree} is above {HIGHEST_DEGREE}" if degree > HIGHEST_DEGREE else None
     if radial.shape[0] and use_kernel(backend, signature, tensors, check, high, cuda=high):
         from mlip.ops.cpu.convolution import kernel_convolution
