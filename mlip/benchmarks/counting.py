@@ -137,10 +137,10 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None
         Path("/proc/self/clear_refs").write_text("5")  # the largest size becomes the present one
     except (OSError, AttributeError):
         return None
-    before = _number("/proc/self/status", r"VmRSS:\s+(\d+) kB", 1024)
+    first = _number("/proc/self/status", r"VmRSS:\s+(\d+) kB", 1024)
     function()
     most = _number("/proc/self/status", r"VmHWM:\s+(\d+) kB", 1024)
-    return None if before is None or most is None else max(0, most - before)
+    return None if first is None or most is None else max(0, most - first)
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:
