@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mlip.nn.edge_frames import EdgeFrameBuilder
-from mlip.nn.sphere_product import SphereBasis, gated_product
+from mlip.nn.sphere_product import SphereBasis, gated_product, grid_matrices
 from mlip.ops import (
     Backend,
     ConvolutionSignature,
@@ -23,12 +23,14 @@ from mlip.ops import (
     rotate_gather,
     rotate_scatter,
     segment_sum,
+    sphere_products,
     sum_messages,
 )
 from mlip.ops.cpu.coupling import forward_cost
 from mlip.so3 import degree_major, order_sizes, spherical_harmonics
 
-N_RADIAL, HEADS, NEAR = 8, 8, 100  # radial functions, heads, reach of neighbours in the numbering
+N_RADIAL, HEADS, FACTORS = 8, 8, 3
+NEAR = 100  # neighbours are that near in the numbering
 Outputs = tuple[Tensor, ...]
 
 
@@ -189,7 +191,7 @@ def _forces_and_virial(inputs: Inputs) -> Case:
     return Case("forces_and_virial", run, tensors, (6 + 2 * 9) * size.edges)
 
 
-def _sphere_product(inputs: Inputs) -> Case:
+def _gated_product(inputs: Inputs) -> Case:
     size, lmax = inputs.sizes, inputs.sizes.lmax
     basis = SphereBasis(lmax, min(lmax, 2), in_frame=True)
 
@@ -199,7 +201,21 @@ def _sphere_product(inputs: Inputs) -> Case:
     gate = inputs.randn(size.edges, size.channels)
     rows = order_sizes(lmax, basis.mmax)
     hidden = [inputs.randn(size.edges, 2 * size.channels * n) for n in rows]
-    return Case("sphere_product", run, (gate, *hidden), None, derivatives=1)
+    return Case("gated_product", run, (gate, *hidden), None, derivatives=1)
+
+
+def _sphere_products(inputs: Inputs) -> Case:
+    size, width = inputs.sizes, (inputs.sizes.lmax + 1) ** 2
+    basis = SphereBasis(size.lmax, size.lmax, in_frame=False)
+    to_grid, from_grid = (matrix.to(size.like) for matrix in grid_matrices(basis))
+
+    def run(backend: Backend, u: Tensor) -> Outputs:
+        return (sphere_products(u, to_grid.to(u), from_grid.to(u), FACTORS, backend),)
+
+    of_point = 2 * width * (2 * FACTORS - 1) + FACTORS - 1
+    flops = of_point * len(to_grid) * size.channels * size.atoms
+    u = inputs.randn(size.atoms, width, FACTORS * size.channels)
+    return Case("sphere_products", run, (u,), flops)
 
 
 BUILDERS: dict[str, Callable[[Inputs], Case]] = {
@@ -209,7 +225,8 @@ BUILDERS: dict[str, Callable[[Inputs], Case]] = {
     "rotate_scatter": lambda inputs: _rotation(inputs, back=True),
     "operator_gather": lambda inputs: _shared_operator(inputs, back=False),
     "operator_scatter": lambda inputs: _shared_operator(inputs, back=True),
-    "sphere_product": _sphere_product,
+    "sphere_products": _sphere_products,
+    "gated_product": _gated_product,
     "segment_sum": _segment_sum,
     "segment_softmax": _segment_softmax,
     "forces_and_virial": _forces_and_virial,

@@ -33,7 +33,7 @@ def test_kernels_are_within_twice_the_error_of_pytorch(name):
         assert row.torch_error == found["torch"].error
         assert 0 < row.error <= 2 * row.torch_error + 1e-7
         assert row.forward.shortest <= row.forward.median <= row.forward.longest
-        assert (row.double_backward is None) == (name == "sphere_product")
+        assert (row.double_backward is None) == (name == "gated_product")
 
 
 def test_a_wrong_derivative_is_seen():
@@ -98,7 +98,7 @@ def test_command_prints_and_writes_all_rows(tmp_path):
 
 
 def test_table_and_csv_leave_out_what_is_not_there():
-    rows = rows_of("sphere_product")
+    rows = rows_of("gated_product")
     assert " – " in table(rows)
     assert next(csv.DictReader(io.StringIO(as_csv(rows))))["double_backward_ms"] == ""
 
