@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import re
 import time
@@ -119,6 +120,27 @@ def _number(path: str, pattern: str, unit: int) -> int | None:
     except OSError:
         return None
     return int(found[1]) * unit if found else None
+
+
+def peak_memory(function: Callable[[], Any], device: torch.device) -> int | None:
+    """Run a function once: bytes that the process, or the GPU, held at most beyond those before.
+
+    None where the system does not tell (it takes /proc of Linux).
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that is used again would not be seen
+        Path("/proc/self/clear_refs").write_text("5")  # the largest size becomes the present one
+    except (OSError, AttributeError):
+        return None
+    first = _number("/proc/self/status", r"VmRSS:\s+(\d+) kB", 1024)
+    function()
+    most = _number("/proc/self/status", r"VmHWM:\s+(\d+) kB", 1024)
+    return None if first is None or most is None else max(0, most - first)
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype) -> Peaks:

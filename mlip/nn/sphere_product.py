@@ -16,7 +16,14 @@ from torch import Tensor
 
 from mlip.nn.so3_layers import add_to_scalars
 from mlip.ops import table_like
-from mlip.ops.backend import CHECK_EDGES, compare, default_backend, odd_channels, use_kernel
+from mlip.ops.backend import (
+    CHECK_EDGES,
+    Backend,
+    compare,
+    default_backend,
+    odd_channels,
+    use_kernel,
+)
 from mlip.so3 import degree_major, latitude_longitude_grid, order_major, order_sizes
 
 
@@ -97,7 +104,11 @@ def swiglu_scalars(scalars: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gated_product(
-    basis: SphereBasis, hidden: Sequence[Tensor], extra: int, gate: Tensor
+    basis: SphereBasis,
+    hidden: Sequence[Tensor],
+    extra: int,
+    gate: Tensor,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, ...]:
     """Multiply the halves of the channels of functions on the sphere, times a gate.
 
@@ -109,6 +120,7 @@ def gated_product(
             one for all. The first begins with ``extra`` numbers.
         extra: those.
         gate: [N, C].
+        backend: as for ``sum_messages``; None for that of the environment.
 
     Returns:
         For each tensor [N, rows, C].
@@ -132,7 +144,8 @@ def gated_product(
     def check() -> tuple[float, float]:
         return compare(plain, fast, [tensor[:CHECK_EDGES] for tensor in (gate, *hidden)])
 
-    use = len(gate) and use_kernel(default_backend(), basis, [gate, *hidden], check, odd)
+    backend = backend or default_backend()
+    use = len(gate) and use_kernel(backend, basis, [gate, *hidden], check, odd)
     return (fast if use else plain)(gate, *hidden)
 
 

@@ -49,9 +49,14 @@ def default_backend() -> Backend:
     return cast(Backend, name)
 
 
-@cache
+@torch.compiler.assume_constant_result
 def numba_missing() -> str | None:
-    """Why no CPU kernel can run here, or None."""
+    """Why no CPU kernel can run here, or None; a constant for a compiler that traces a model."""
+    return _numba_missing()
+
+
+@cache
+def _numba_missing() -> str | None:
     try:
         import llvmlite.binding
         import numba  # noqa: F401
@@ -66,9 +71,14 @@ def odd_channels(channels: int, dtype: torch.dtype) -> str | None:
     return f"{channels} channels are not a multiple of {block}" if channels % block else None
 
 
-@cache
+@torch.compiler.assume_constant_result
 def cuda_missing() -> str | None:
-    """Why no CUDA kernel can run here, or None."""
+    """Why no CUDA kernel can run here, or None; a constant for a compiler that traces a model."""
+    return _cuda_missing()
+
+
+@cache
+def _cuda_missing() -> str | None:
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
     try:
@@ -140,8 +150,13 @@ def use_kernel(
 
 
 def _tracing() -> bool:
-    """Whether a compiler looks on, who must not see the comparison."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    """Whether a compiler looks on, who must not see the comparison.
+
+    ``make_fx`` and fake tensors work by modes of dispatch, which torch counts in private alone.
+    Without that count they would see it too, as operations without effect.
+    """
+    modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+    return torch.compiler.is_compiling() or modes() > 0
 
 
 def _checked(

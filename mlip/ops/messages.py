@@ -41,7 +41,7 @@ def sum_messages(
     def check() -> tuple[float, float]:
         return _compared(signature, tensors, len(features), neighbors)
 
-    degree = max((max(path) for path in signature.paths), default=0)
+    degree = max([0, *(max(path) for path in signature.paths)])
     high = _too_high(degree)
     cuda = _too_high(max(degree, signature.lmax_edge))  # its kernels go through all harmonics
     if radial.shape[0] and use_kernel(backend, signature, tensors, check, high, cuda):

@@ -21,7 +21,18 @@ def table_like(like: Tensor, build: Callable[..., Tensor], *arguments: Any) -> T
         build: makes the float64 table on the CPU.
         arguments: hashable arguments of ``build``.
     """
-    return _converted(build, arguments, like.dtype, like.device)
+    return _constant(build, arguments, like.dtype, like.device)
+
+
+@torch.compiler.assume_constant_result
+def _constant(
+    build: Callable[..., Tensor],
+    arguments: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Keep compilers, which trace a model, out of what builds a table."""
+    return _converted(build, arguments, dtype, device)
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,110 @@
+"""The benchmark of the operators: what it counts, that it sees errors, and its command."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mlip.benchmarks.counting import Peaks, count, peak_memory
+from mlip.benchmarks.kernel_cases import BUILDERS, Case, Sizes, cases
+from mlip.benchmarks.kernels import as_csv, back_ends, measure, table
+from mlip.cli.app import app
+
+CPU = torch.device("cpu")
+PEAKS = Peaks(1e9, 1e9)
+SIZES = Sizes(7, 40, 16, 1, torch.zeros(0))
+
+
+def rows_of(name: str, sizes: Sizes = SIZES, repeats: int = 1, report=pytest.fail) -> list:
+    (case,) = cases([name], sizes)
+    return list(measure(case, PEAKS, repeats, 60.0, report))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_kernels_are_within_twice_the_error_of_pytorch(name):
+    found = {row.backend: row for row in rows_of(name)}
+    assert tuple(found) == back_ends(CPU) == ("torch", "numba")
+    for row in found.values():
+        assert row.torch_error == found["torch"].error
+        assert 0 < row.error <= 2 * row.torch_error + 1e-7
+        assert row.forward.shortest <= row.forward.median <= row.forward.longest
+        assert (row.double_backward is None) == (name == "gated_product")
+
+
+def test_a_wrong_derivative_is_seen():
+    (case,) = cases(["segment_sum"], dataclasses.replace(SIZES, like=torch.zeros(0).double()))
+
+    def wrong(backend, values):
+        out = case.run("torch", values)[0]
+        return (out if backend == "torch" else out + 1e-3 * (out - out.detach()),)
+
+    peaks = Case("wrong", wrong, case.inputs, None)
+    torch_row, other = measure(peaks, PEAKS, 1, 60.0, pytest.fail)
+    assert torch_row.error == 0
+    assert other.error == pytest.approx(1e-3, rel=1e-6)
+    assert other.gflop_per_s is None
+
+
+def test_rates_count_operations_and_bytes_once():
+    """Operations by a count of those that the plain form runs; it multiplies no more than that."""
+    (case,) = cases(["operator_scatter"], SIZES)
+    counted = count(lambda: case.run("torch", *case.inputs)).flops
+    assert case.flops == pytest.approx(counted, rel=0.1)
+    row = rows_of("segment_sum")[0]
+    seconds = row.forward.median / 1e3
+    assert row.gflop_per_s == pytest.approx(40 * 16 / seconds / 1e9)
+    assert row.percent_of_peak_flops == pytest.approx(100 * row.gflop_per_s)
+    assert row.gbyte_per_s == pytest.approx(4 * (40 + 7) * 16 / seconds / 1e9)
+
+
+def test_turns_end_with_the_time():
+    (case,) = cases(["segment_sum"], SIZES)
+    (row, _) = measure(case, PEAKS, 10**9, 0.05, pytest.fail)
+    assert row.forward.shortest < row.forward.longest
+
+
+def test_what_a_kernel_cannot_run_is_told():
+    told: list[str] = []
+    (row,) = rows_of("operator_gather", dataclasses.replace(SIZES, channels=5), report=told.append)
+    assert row.backend == "torch"
+    assert "5 channels are not a multiple of 16" in told[0]
+
+
+def test_peak_memory_sees_what_is_freed_again():
+    found = peak_memory(lambda: torch.ones(20_000_000).sum(), CPU)
+    if found is None:
+        pytest.skip("the system does not tell the largest size of a process")
+    assert 75e6 < found < 120e6
+
+
+def test_command_prints_and_writes_all_rows(tmp_path):
+    sizes = ["--atoms=7", "--edges=40", "--channels=8", "--lmax=1", "--repeats=2"]
+    arguments = ["segment_sum", "forces_and_virial", "--dtype=float64", "--threads=1"]
+    file = tmp_path / "rows.csv"
+    done = CliRunner().invoke(app, ["bench", "kernels", *arguments, *sizes, "--csv", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "measured peaks" in done.output
+    rows = list(csv.DictReader(io.StringIO(file.read_text())))
+    assert [row["operator"] for row in rows] == ["segment_sum"] * 2 + ["forces_and_virial"] * 2
+    assert all(float(row["double_backward_max_ms"]) > 0 for row in rows)
+    lines = [line for line in done.output.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(rows)
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_table_and_csv_leave_out_what_is_not_there():
+    rows = rows_of("gated_product")
+    assert " – " in table(rows)
+    assert next(csv.DictReader(io.StringIO(as_csv(rows))))["double_backward_ms"] == ""
+
+
+def test_command_names_the_operators_it_knows():
+    done = CliRunner().invoke(app, ["bench", "kernels", "sum"])
+    assert done.exit_code == 2
+    assert "no operator is called 'sum'" in done.output
+    assert "radial_convolution" in done.output
