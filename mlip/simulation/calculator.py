@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators import calculator as ase_calculator
@@ -169,6 +170,12 @@ class Calculator(ase_calculator.Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].cpu().numpy())
         return results
 
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Tell what changed since the last call (see ASE); fast where nothing did."""
+        if self.atoms is not None and _equal(self.atoms, atoms):
+            return []
+        return super().check_state(atoms, tol)
+
     def get_property(self, name: str, atoms: Any = None, allow_calculation: bool = True) -> Any:
         """Return one property; pymatgen structures are accepted too (see ASE)."""
         if name in DERIVATIVES and not self.announced:
@@ -217,6 +224,20 @@ class Calculator(ase_calculator.Calculator):
                 "build the calculator again"
             )
         self.announced = state["announced"]
+
+
+def _equal(known: Atoms, atoms: Atoms) -> bool:
+    """Say whether two structures are the same number for number, without charges and moments."""
+    arrays = known.arrays.keys() | atoms.arrays.keys()
+    return not arrays & {"initial_charges", "initial_magmoms"} and all(
+        np.array_equal(a, b)
+        for a, b in (
+            (known.positions, atoms.positions),
+            (known.numbers, atoms.numbers),
+            (known.cell.array, atoms.cell.array),
+            (known.pbc, atoms.pbc),
+        )
+    )
 
 
 def as_calculator(

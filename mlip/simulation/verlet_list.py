@@ -23,6 +23,7 @@ class _Reference(NamedTuple):
     pbc: npt.NDArray[np.bool_]
     edge_index: npt.NDArray[np.int64]
     edge_shift: npt.NDArray[np.int64]
+    images: Array  # the same as edge_shift
 
 
 class VerletList:
@@ -68,7 +69,7 @@ class VerletList:
                 return atoms_to_graph(atoms, self.cutoff)
             reference = self._search(atoms)
         index, shift = reference.edge_index, reference.edge_shift
-        vectors = shift @ cell + (positions[index[0]] - positions[index[1]])
+        vectors = reference.images @ cell + (positions[index[0]] - positions[index[1]])
         near = np.einsum("ij,ij->i", vectors, vectors) <= self.cutoff**2
         return AtomicGraph(
             positions=torch.tensor(positions),
@@ -89,8 +90,9 @@ class VerletList:
 
     def _search(self, atoms: Atoms) -> _Reference:
         positions, cell = atoms.get_positions(), np.array(atoms.cell)
-        found = neighbor_list(positions, cell, atoms.pbc, self.cutoff + self.skin)
-        self._reference = _Reference(positions, cell, atoms.pbc.copy(), *found)
+        index, shift = neighbor_list(positions, cell, atoms.pbc, self.cutoff + self.skin)
+        images = shift.astype(np.float64)
+        self._reference = _Reference(positions, cell, atoms.pbc.copy(), index, shift, images)
         self.searches += 1
         return self._reference
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
@@ -280,3 +281,23 @@ def test_description_tells_potentials_and_precisions_apart(facet):
     names = {describe(Calculator(facet)), describe(Calculator(other))}
     names |= {describe(Calculator(facet, dtype="float64")), describe(EMT())}
     assert len(names) == 4
+
+
+@pytest.mark.parametrize("change", ["nothing", "position", "cell", "number", "pbc", "charge"])
+def test_changes_are_those_that_ase_finds(morse, copper, change):
+    calculator = Calculator(morse)
+    copper.calc = calculator
+    copper.get_potential_energy()
+    if change == "position":
+        copper.positions[0, 0] = np.nextafter(copper.positions[0, 0], 9.0) + 1e-9
+    if change == "cell":
+        copper.set_cell(copper.cell * 1.01)
+    if change == "number":
+        copper.numbers[0] = 28
+    if change == "pbc":
+        copper.pbc = (True, True, False)
+    if change == "charge":
+        copper.set_initial_charges(np.ones(len(copper)))
+    expected = AseCalculator.check_state(calculator, copper)
+    assert calculator.check_state(copper) == expected
+    assert (expected == []) == (change == "nothing")
