@@ -50,11 +50,11 @@ class Curve(NamedTuple):
 
 
 def loss_of(potential: Potential, graph: AtomicGraph) -> Tensor:
-    """Energies, forces and stress towards fixed numbers: needs second derivatives everywhere."""
+    """Forces and stress towards fixed numbers: every gradient is a second derivative."""
     found = potential(graph, create_graph=True)
     wanted = torch.linspace(-1, 1, found.forces.numel(), dtype=torch.float64).mul(9).sin()
     forces = (found.forces - wanted.view_as(found.forces)).square().mean()
-    return (found.energy - 0.5).square().mean() + forces + found.stress[0].square().mean()
+    return forces + 100 * found.stress[0].square().mean()
 
 
 def trained(name: str, dtype: torch.dtype) -> Curve:
@@ -93,7 +93,7 @@ def test_training_curves_agree_to_rounding(name, monkeypatch):
     truth = curves["torch", torch.float64]
     assert truth.losses[-1] < truth.losses[0]
     for found, expected in zip(curves["numba", torch.float64], truth, strict=True):
-        assert distance(found, expected) < 1e-10
+        assert distance(found, expected) < 1e-12
     for fast, plain, expected in zip(
         curves["numba", torch.float32], curves["torch", torch.float32], truth, strict=True
     ):
