@@ -8,7 +8,7 @@ numbers. Lengths are multiples of the model's own cutoff where they must reach p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,21 @@ class ModelContract:
         layers: rounds of messages; the receptive field is layers × cutoff.
         inversion: whether mirror images have the same energy.
         rotation_tolerance: eV, eV/Å and eV/Å³.
+        backend: what runs the operators; None for the choice of the environment.
     """
 
     model: tuple[str, dict[str, Any]]
     layers: int = 1
     inversion: bool = True
     rotation_tolerance: float = 1e-8
+    backend: str | None = None
+
+    @pytest.fixture(autouse=True, scope="class")
+    def _chosen_backend(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            if self.backend is not None:
+                patch.setenv("MLIP_BACKEND", self.backend)
+            yield
 
     def make_model(self) -> torch.nn.Module:
         """Build the model with random weights, always the same ones."""

@@ -126,3 +126,65 @@ class TestDirectTDN(ModelContract):
     test_stress_equals_the_autograd_strain_derivative = None
     test_hessian_by_double_backward = None
     test_dynamics_conserve_energy = None
+
+
+class OnOneBackend(ModelContract):
+    """The classes above run what `auto` chooses: kernels, or plain PyTorch for odd channels.
+
+    Here every operator runs on the named back end or fails. What shows no number is left out.
+    """
+
+    test_unknown_elements_are_named = None
+    test_save_and_load_give_the_same_bits = None
+    test_global_state_is_left_alone = None
+    test_the_graph_is_left_alone = None
+    test_vacuum_of_a_slab_does_not_matter = None
+    test_dynamics_conserve_energy = None
+
+
+class TestFacetOnKernels(OnOneBackend):
+    model = (
+        "facet",
+        {"cutoff": 4.2, "hidden": ((16, 16, 16), (16, 16)), "embedding": 8, "outputs": 8},
+    )
+    layers = 3
+    backend = "numba"
+
+
+class TestFacetOnPyTorch(OnOneBackend):
+    model = TestFacet.model
+    layers = 3
+    backend = "torch"
+
+
+class TestEquiformerV3OnKernels(OnOneBackend):
+    model = (
+        "equiformer_v3",
+        {
+            **SMALL_EQUIFORMER,
+            "lmax": 2,
+            "mmax": 1,
+            "layers": 1,
+            "channels": 16,
+            "attention_hidden": 16,
+            "feed_forward_hidden": 16,
+            "value_channels": 8,
+        },
+    )
+    layers = 2
+    inversion = False
+    backend = "numba"
+
+
+class TestTDNOnKernels(OnOneBackend):
+    model = ("tdn", {**SMALL_TDN, "lmax": 2, "layers": 1, "channels": 16})
+    layers = 2
+    inversion = False
+    backend = "numba"
+
+
+class TestTDNOnPyTorch(OnOneBackend):
+    model = ("tdn", {**SMALL_TDN, "lmax": 2, "layers": 1})
+    layers = 2
+    inversion = False
+    backend = "torch"
