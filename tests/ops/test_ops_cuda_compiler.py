@@ -96,7 +96,7 @@ def test_a_driver_must_be_as_new_as_the_compiler(monkeypatch, driver, reason):
         ),
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
-    found = backend.cuda_missing.__wrapped__()
+    found = backend._cuda_missing.__wrapped__()
     assert found is None if reason is None else re.search(reason, found)
 
 

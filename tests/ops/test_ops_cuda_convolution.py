@@ -220,8 +220,9 @@ def shipped() -> dict[str, tuple[ConvolutionSignature, int]]:
         "mlearn-facet, first block": (ConvolutionSignature((32,), 3, (0, 1, 2, 3), True), 8),
         "mlearn-facet, last block": (ConvolutionSignature((32, 16), 3, (0, 1, 2, 3), True), 8),
         "facet-s, first block": (ConvolutionSignature((128,), 2, (0, 1, 2), True), 8),
-        "facet-s": (ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 8),
-        "SevenNet-0": (ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 0),
+        "facet-s, and SevenNet-0 with its weights given": (
+            ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 8,
+        ),
     }
     for lmax in (1, 2, 3):
         degrees = tuple(range(lmax + 1))
