@@ -82,11 +82,18 @@ def _cuda_missing() -> str | None:
     if not torch.cuda.is_available():
         return "PyTorch finds no CUDA device"
     try:
+        from cupy_backends.cuda.api import runtime
         from cupy_backends.cuda.libs import nvrtc
 
-        nvrtc.getVersion()
+        major, minor = nvrtc.getVersion()
+        driver = runtime.driverGetVersion()
     except Exception as error:  # CuPy is missing, or finds no library or a wrong one
         return f"CuPy and NVRTC cannot be used ({error}): pip install 'mlip[cuda]'"
+    if driver // 1000 < major:
+        return (
+            f"the driver is for CUDA {driver // 1000}.{driver % 1000 // 10}, the compiler NVRTC "
+            f"for {major}.{minor}: update the driver"
+        )
     return None
 
 

@@ -19,6 +19,7 @@ from mlip.ops.cuda.convolution import (
     programs,
 )
 from mlip.ops.cuda.program import Program
+from mlip.potential import load_potential, shipped_potentials
 from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler, on_host
 
 __all__ = ["on_host"]
@@ -219,15 +220,21 @@ def shipped() -> dict[str, tuple[ConvolutionSignature, int]]:
     found = {
         "mlearn-facet, first block": (ConvolutionSignature((32,), 3, (0, 1, 2, 3), True), 8),
         "mlearn-facet, last block": (ConvolutionSignature((32, 16), 3, (0, 1, 2, 3), True), 8),
-        "facet-s, first block": (ConvolutionSignature((128,), 2, (0, 1, 2), True), 8),
-        "facet-s": (ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 8),
-        "SevenNet-0": (ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 0),
+        "facet-s, first block": (ConvolutionSignature((64,), 2, (0, 1, 2), True), 8),
+        "facet-s, SevenNet-0": (ConvolutionSignature((128, 64, 32), 2, (0, 1, 2), True), 8),
+        "facet-s, last block": (ConvolutionSignature((128, 64, 32), 2, (0,), True), 8),
     }
     for lmax in (1, 2, 3):
         degrees = tuple(range(lmax + 1))
         channels = (64,) * (lmax + 1)
         found[f"L = {lmax}"] = (ConvolutionSignature(channels, lmax, degrees, True), 0)
     return found
+
+
+def test_shipped_potentials_are_among_them():
+    known = {signature for signature, _ in shipped().values()}
+    for name in shipped_potentials():
+        assert {block.signature for block in load_potential(name).model.blocks} <= known
 
 
 REGISTERS = re.compile(

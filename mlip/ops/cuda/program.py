@@ -53,7 +53,11 @@ class Program:
     @property
     def kernels(self) -> tuple[str, ...]:
         """C++ names of all kernels of the file, in both precisions."""
-        return tuple(f"{name}<{c}>" for name in kernel_names(self.file) for c in C_TYPES.values())
+        return tuple(name for real in C_TYPES.values() for name in self.kernels_of(real))
+
+    def kernels_of(self, real: str) -> tuple[str, ...]:
+        """C++ names of all kernels of the file in one precision, ``float`` or ``double``."""
+        return tuple(f"{name}<{real}>" for name in kernel_names(self.file))
 
     def launch(
         self,
@@ -110,26 +114,36 @@ def kernel_names(file: str) -> tuple[str, ...]:
 
 
 class _DeviceModule:
-    """Machine code on a GPU."""
+    """Machine code on a GPU; each precision is compiled and loaded when it is first launched."""
 
     def __init__(self, owner: Program, device: torch.device) -> None:
+        self.owner, self.device = owner, device
+        self.functions: dict[str, Any] = {}
+        self._modules: list[Any] = []  # code stays loaded as long as they live
+        self._lock = threading.Lock()
+
+    def _load(self, real: str) -> None:
+        """Compile and load the kernels of one precision."""
         from cupy.cuda.function import Module as CudaModule
 
-        self.device = device
-        major, minor = torch.cuda.get_device_capability(device)
+        owner = self.owner
+        major, minor = torch.cuda.get_device_capability(self.device)
         compiled = compiler.compile_source(
-            owner.file, owner.headers, owner.kernels, f"sm_{major}{minor}"
+            owner.file, owner.headers, owner.kernels_of(real), f"sm_{major}{minor}"
         )
-        with torch.cuda.device(device):
-            self.module = CudaModule()
-            self.module.load(compiled.cubin)
-            self.functions = {
-                name: self.module.get_function(lowered) for name, lowered in compiled.names.items()
-            }
+        with torch.cuda.device(self.device):
+            module = CudaModule()
+            module.load(compiled.cubin)
+            self._modules.append(module)
+            for name, lowered in compiled.names.items():
+                self.functions[name] = module.get_function(lowered)
 
     def launch(
         self, kernel: str, grid: Grid, block: int, shared: int, arguments: Sequence[Tensor | int]
     ) -> None:
+        with self._lock:
+            if kernel not in self.functions:
+                self._load(kernel.removesuffix(">").split("<")[1])
         with torch.cuda.device(self.device):
             stream = _Stream(torch.cuda.current_stream(self.device).cuda_stream)
             values = tuple(map(_argument, arguments))
