@@ -2,8 +2,8 @@
 
     python scripts/bench/shipped_potential.py FOLDER [--potential mlearn-facet] [--threads 1]
 
-FOLDER holds mlearn_Li/test.extxyz.xz and so on (see scripts/train_mlearn.py). Prints the tables of
-the model card.
+FOLDER holds mlearn_Li/test.extxyz.xz and so on, with the pressures that scripts/mlearn_data.py
+corrects (energies and forces are the official ones). Prints the tables of the model card.
 """
 
 from __future__ import annotations
