@@ -77,11 +77,11 @@ class Case:
         neighbors = Neighborhood(self.source, self.target, len(NEIGHBORS), self.rowptr)
         return flat(convolution(self.signature, tuple(features), harmonics, weights, neighbors))
 
-    def truth(self) -> tuple[Tensor, list[Tensor]]:
-        """Result and gradients of the definition in float64."""
-        leaves = [t.double().requires_grad_() for t in self.inputs if t is not None]
+    def truth(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, list[Tensor]]:
+        """Result and gradients of the definition."""
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in self.inputs if t is not None]
         out = self.definition(*leaves)
-        slopes = torch.autograd.grad((out * self.gradient.double()).sum(), leaves)
+        slopes = torch.autograd.grad((out * self.gradient.to(dtype)).sum(), leaves)
         return out.detach(), list(slopes)
 
 
@@ -106,6 +106,18 @@ def test_equals_the_definition(on_host, signature, n_radial, dtype):
     assert relative(case.forward(), out) < tolerance
     for found, truth in zip(case.backward(), slopes, strict=False):
         assert relative(found, truth) < tolerance
+
+
+@needs_compiler
+@pytest.mark.parametrize("signature", [UNEVEN, WIDE])
+def test_float32_is_as_accurate_as_the_definition(on_host, signature):
+    """At most twice the error of the definition in the same precision."""
+    on_host()
+    case = Case(signature, torch.float32)
+    (out, slopes), (plain, plain_slopes) = case.truth(), case.truth(torch.float32)
+    found = [case.forward(), *case.backward()[:3]]
+    for a, b, exact in zip(found, [plain, *plain_slopes], [out, *slopes], strict=True):
+        assert relative(a, exact) < 2 * relative(b, exact)
 
 
 @needs_compiler

@@ -39,14 +39,16 @@ def probes(case: Case, given: str) -> list[Tensor | None]:
     ]
 
 
-def truth(case: Case, along: list[Tensor | None]) -> list[Tensor]:
-    """Gradients of φ = Σ ⟨cotangent, gradient⟩ by the definition in float64."""
-    x, *rest = [None if t is None else t.double().requires_grad_() for t in case.inputs]
+def truth(
+    case: Case, along: list[Tensor | None], dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """Gradients of φ = Σ ⟨cotangent, gradient⟩ by the definition."""
+    x, *rest = [None if t is None else t.to(dtype, copy=True).requires_grad_() for t in case.inputs]
     leaves = [t for t in (x, *rest) if t is not None]
-    g = case.gradient.double().requires_grad_()
+    g = case.gradient.to(dtype, copy=True).requires_grad_()
     out = case.definition(x, *rest)
     first = torch.autograd.grad(out, leaves, g, create_graph=True)
-    given = [None if t is None else t.double() for t in along[: len(leaves)]]
+    given = [None if t is None else t.to(dtype) for t in along[: len(leaves)]]
     phi = sum((a * b).sum() for a, b in zip(given, first, strict=True) if a is not None)
     return list(torch.autograd.grad(phi, [*leaves, g], materialize_grads=True))
 
@@ -85,6 +87,19 @@ def test_cuda_kernel_equals_the_definition(on_host, signature, n_radial, given, 
 
 
 @needs_compiler
+@pytest.mark.parametrize("n_radial", [0, 4])
+def test_float32_is_as_accurate_as_the_definition(on_host, n_radial):
+    """At most twice the error of the definition in the same precision."""
+    on_host()
+    case = Case(UNEVEN, torch.float32, n_radial)
+    along = probes(case, "xYbK")
+    found = second(cuda_double_backward, case, along)
+    plain, exact = truth(case, along, torch.float32), truth(case, along)
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert relative(a, c) < 2 * relative(b, c)
+
+
+@needs_compiler
 def test_same_bits_in_every_order_of_threads(on_host):
     case = Case(UNEVEN, torch.float32, 4)
     along = probes(case, "xYbK")
@@ -106,6 +121,19 @@ def test_only_what_is_wanted(on_host):
         part = second(cuda_double_backward, case, along, [j == i for j in range(5)])
         assert len(part) == 1
         assert torch.equal(part[0], whole[i])
+
+
+@needs_compiler
+def test_views_are_inputs_like_any_other(on_host):
+    on_host()
+    case = Case(UNEVEN, torch.float64, 4)
+    along = probes(case, "xYbK")
+    expected = second(cuda_double_backward, case, along)
+    for name in ("harmonics", "radial", "kernel"):
+        setattr(case, name, getattr(case, name).t().contiguous().t())
+    along[1:] = [tensor.t().contiguous().t() for tensor in along[1:]]
+    for a, b in zip(second(cuda_double_backward, case, along), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
 @needs_compiler
