@@ -23,9 +23,12 @@ def info(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a potential's card, or versions and devices."""
+    """Show a potential's card, or versions and devices.
+
+    With a potential, --backends runs it once on a few atoms: what is compiled then is kept on disk.
+    """
     if potential is not None:
-        facts = _card(potential)
+        facts = _backends_of(potential) if backends else _card(potential)
     else:
         facts = _backends() if backends else _environment()
     if as_json:
@@ -57,6 +60,30 @@ def _card(potential: str) -> dict[str, Any]:
         else "derivatives of the energy",
         **header,
     }
+
+
+def _backends_of(name: str) -> dict[str, Any]:
+    """Run a potential on eight atoms and say what ran each of its operators, and why."""
+    import time
+
+    import numpy as np
+    from ase import Atoms
+
+    from mlip.graph import atoms_to_graph
+    from mlip.ops.backend import decisions, default_backend
+    from mlip.potential import load_potential
+
+    potential = load_potential(name)
+    numbers = np.resize(potential.elements, 8)
+    atoms = Atoms(numbers, np.indices((2, 2, 2)).reshape(3, 8).T * 2.8, cell=[5.6] * 3, pbc=True)
+    atoms.rattle(0.1, seed=0)
+    begin = time.perf_counter()
+    potential(atoms_to_graph(atoms, potential.cutoff))
+    facts: dict[str, Any] = {
+        "chosen": f"{default_backend()} (by the variable MLIP_BACKEND; auto if it is not set)",
+        "first call": f"{time.perf_counter() - begin:.1f} s with compilation or compiled code read",
+    }
+    return {**facts, "operators": decisions()}
 
 
 def _backends() -> dict[str, Any]:

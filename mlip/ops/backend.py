@@ -32,7 +32,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of results 
 
 logger = logging.getLogger("mlip")
 _lock = threading.RLock()
-_refused: dict[object, str | None] = {}
+_refused: dict[tuple[Hashable, torch.dtype, str, int], str | None] = {}
+_uncovered: dict[str, str] = {}
 
 
 def default_backend() -> Backend:
@@ -149,11 +150,28 @@ def use_kernel(
             if key not in _refused:
                 _refused[key] = _checked(signature, tensors[0].dtype, device, check)
             reason = _refused[key]
+    elif reason is not None and backend == "auto" and not _tracing():
+        _uncovered[_name(signature, tensors[0].dtype)] = reason
     elif reason is not None and backend != "auto":
         raise InputError(
             f"backend={backend!r} cannot run the {signature}: {reason}; choose 'auto' or 'torch'"
         )
     return reason is None
+
+
+def decisions() -> dict[str, str]:
+    """What ``auto`` chose in this process: an operator with its precision, and why it runs how."""
+    found = {name: f"plain PyTorch: {reason}" for name, reason in _uncovered.items()}
+    with _lock:
+        for (signature, dtype, device, _), reason in _refused.items():
+            kernel = f"{device.upper()} kernel, agrees with plain PyTorch"
+            name = _name(signature, dtype)
+            found[name] = kernel if reason is None else f"plain PyTorch: {reason}"
+    return found
+
+
+def _name(signature: Hashable, dtype: torch.dtype) -> str:
+    return f"{signature}, {str(dtype).removeprefix('torch.')}"
 
 
 def _tracing() -> bool:
@@ -174,7 +192,7 @@ def _checked(
 ) -> str | None:
     """Compare once; log what was found in one line."""
     kernel = f"{device.upper()} kernel"
-    name = f"{signature}, {str(dtype).removeprefix('torch.')}"
+    name = _name(signature, dtype)
     start = time.perf_counter()
     try:
         error, plain = check()

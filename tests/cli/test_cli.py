@@ -176,6 +176,9 @@ def test_info(model):
     backends = json.loads(run("info", "--backends", "--json").output)
     assert "convolution" in backends["numba"]
     assert backends["cuda"].startswith(("cannot run: ", "float32 and float64: "))
+    own = json.loads(run("info", "mlearn-facet", "--backends", "--json").output)
+    found = own["operators"].items()
+    assert any(name.startswith("convolution") and "CPU kernel" in what for name, what in found)
     for text in (mlip.__version__, "torch", "gpus", "ase"):
         assert text in environment
     assert "no shipped potential" in run("info", "nonsense", code=2).output

@@ -32,6 +32,7 @@ SIGNATURE = ConvolutionSignature((16,), 2, (0, 1, 2), True)
 @pytest.fixture(autouse=True)
 def _nothing_decided(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backend, "_refused", {})
+    monkeypatch.setattr(backend, "_uncovered", {})
 
 
 def summed(name: str, dtype=torch.float64, signature=SIGNATURE, n_edges=60) -> Tensor:
@@ -169,7 +170,16 @@ def test_convolutions_on_a_gpu_go_to_its_kernels(monkeypatch):
 
 def test_no_edges_decide_nothing():
     assert not summed("auto", n_edges=0).any()
-    assert backend._refused == {}
+    assert backend.decisions() == {}
+
+
+def test_decisions_say_what_ran_and_why():
+    summed("auto")
+    summed("auto", torch.bfloat16)
+    kernel, plain = sorted(backend.decisions().items(), key=lambda item: "bfloat16" in item[0])
+    assert kernel[0].endswith("float64")
+    assert kernel[1].startswith("CPU kernel")
+    assert plain[1].startswith("plain PyTorch: tensors are torch.bfloat16")
 
 
 def test_the_variable_chooses(monkeypatch):
