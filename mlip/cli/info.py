@@ -101,8 +101,8 @@ def _backends() -> dict[str, Any]:
         "torch": "always there; every operator, every device",
         "numba": f"cannot run: {missing}"
         if missing
-        else f"CPU, float32 and float64: convolution (degrees to {HIGHEST_DEGREE}), segment sums, "
-        "rotations and products on the sphere of EquiformerV3",
+        else f"CPU, float32 and float64: convolution (degrees to {HIGHEST_DEGREE}), products on "
+        "the sphere, rotations of EquiformerV3, shared operators of TDN, sums over edges, forces",
     }
     if missing is None:
         from llvmlite import binding
