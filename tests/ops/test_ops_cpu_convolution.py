@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -270,21 +272,32 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
+def start(folder: Path, repository: Path) -> subprocess.Popen:
+    environment = {**os.environ, "MLIP_CACHE": str(folder), "PYTHONPATH": str(repository)}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
 def test_cold_cache_several_processes_and_forked_workers(tmp_path: Path, repository: Path):
-    """Two processes fill an empty cache at once; each forks, as loader workers are."""
-    environment = {
-        **os.environ, "MLIP_CACHE": str(tmp_path), "PYTHONPATH": str(repository),
-    }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
+    """Three processes fill an empty cache at once, one more is killed while it compiles.
+
+    Each forks, as loader workers are.
+    """
+    folder = tmp_path / "kernels"
+    killed = start(tmp_path, repository)
+    while killed.poll() is None and not list(folder.glob("mlip_convolution*.py")):
+        time.sleep(0.005)
+    time.sleep(0.2)  # the text is there, and the compiler at work
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not list(folder.glob("__pycache__/mlip_convolution*.nbc"))
+    started = [start(tmp_path, repository) for _ in range(3)]
     for process in started:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    files = {file.name for file in (tmp_path / "kernels").glob("*")}
+    files = {file.name for file in folder.glob("*")}
     assert sum(name.startswith("mlip_convolution") for name in files) == 1
     assert not [name for name in files if name.startswith(".")]
-    assert list((tmp_path / "kernels" / "__pycache__").glob("*.nbc"))
+    assert list(folder.glob("__pycache__/mlip_convolution*.nbc"))
