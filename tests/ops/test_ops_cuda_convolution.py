@@ -153,6 +153,17 @@ def test_many_radial_functions_do_not_need_shared_memory(on_host):
 
 
 @needs_compiler
+def test_views_are_inputs_like_any_other(on_host):
+    on_host()
+    case = Case(UNEVEN, torch.float64, 4)
+    expected = [case.forward(), *case.backward()]
+    for name in ("harmonics", "radial", "kernel"):
+        setattr(case, name, getattr(case, name).t().contiguous().t())
+    for a, b in zip([case.forward(), *case.backward()], expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+
+@needs_compiler
 def test_no_edges(on_host):
     on_host()
     case = Case(UNEVEN, torch.float64)

@@ -99,8 +99,8 @@ def convolve_backward(
     weights = radial if kernel is None else radial @ kernel
     edges = any(wanted[1:])
     empty = features.new_empty(0)
-    of_features = torch.zeros_like(features) if wanted[0] else empty
-    of_harmonics = torch.zeros_like(harmonics) if edges else empty
+    of_features = features.new_zeros(features.shape) if wanted[0] else empty
+    of_harmonics = harmonics.new_zeros(harmonics.shape) if edges else empty
     of_weights = weights.new_empty(weights.shape) if edges else empty
     inputs = (
         features.contiguous(), harmonics.contiguous(), weights.contiguous(),

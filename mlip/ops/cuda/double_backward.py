@@ -118,9 +118,9 @@ def second_derivatives(
     of_any_weight = wanted[2] or wanted[3]
     of_weights = given.new_empty(given.shape) if of_any_weight else empty
     of_slopes = given.new_empty(given.shape) if of_any_weight and kernel is not None else empty
-    found = (
-        torch.zeros_like(features) if wanted[0] else empty,  # degrees without paths stay zero
-        torch.zeros_like(harmonics) if wanted[1] else empty,
+    found = (  # features of degrees without paths stay zero
+        features.new_zeros(features.shape) if wanted[0] else empty,
+        harmonics.new_zeros(harmonics.shape) if wanted[1] else empty,
         of_weights,
         of_slopes,
         gradient.new_empty(gradient.shape) if wanted[4] else empty,
