@@ -6,6 +6,7 @@ A subcommand's file is imported only when that subcommand runs, so that help is 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 from mlip import __version__
 from mlip.errors import MlipError
 
+NOTICE_SECONDS = 1.0
 COMMANDS = {
     "relax": "Relax structures: atoms, and the cell if wanted.",
     "md": "Run molecular dynamics on a structure.",
@@ -92,8 +94,22 @@ def _options(
     pass
 
 
+class _Notices(logging.Handler):
+    """Tell that kernels were compiled, which is why a command paused."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        seconds = getattr(record, "seconds", 0.0)
+        if seconds > NOTICE_SECONDS:
+            name = record.getMessage().split(":")[0]
+            text = f"compiled for this machine in {seconds:.0f} s, once: {name}"
+            typer.secho(text, dim=True, err=True)
+
+
 def main() -> None:
     """Run the command line."""
+    logger = logging.getLogger("mlip")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_Notices())
     app()
 
 

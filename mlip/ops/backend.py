@@ -206,6 +206,7 @@ def _checked(
         logger.info(
             "%s: %s, relative error %.1e (plain PyTorch %.1e), ready after %.1f s",
             name, kernel, error, plain, seconds,
+            extra={"seconds": seconds},
         )  # fmt: skip
     else:
         logger.warning("%s: plain PyTorch instead of the %s, because %s", name, kernel, reason)
