@@ -1,6 +1,6 @@
 """Time the CUDA kernels of the convolution and of sums over edges, each pass alone, on a GPU.
 
-    python scripts/bench/convolution_on_gpu.py [--atoms 3000] [--neighbors 53] [--channels 128] [--repeats 30]
+    python scripts/bench/convolution_on_gpu.py [--atoms 3000] [--neighbors 53] [--channels 128]
 
 Convolutions of input degrees up to l, harmonics and results up to degree 3 or l (natural parity),
 with weights given and with 8 radial functions: forward, backward, and all second derivatives,
