@@ -60,7 +60,9 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def user_cache() -> Path:
-    """The package's folder among the user's caches, which may not exist yet."""
+    """``$MLIP_CACHE``, else the package's folder among the user's caches; it may not exist yet."""
+    if own := os.environ.get("MLIP_CACHE"):
+        return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mlip"
 
 

@@ -1,6 +1,6 @@
 """Error of low-rank Clebsch–Gordan tensors against their rank: the table of docs/tdn.md.
 
-    python scripts/bench/factors.py [--starts 4] [--lmax 1 2 3 4]
+    python scripts/bench/factors.py [--starts 4] [--lmax 1 2 3 4] [--ranks 28 30]
 
 Prints one Markdown row for each degree and rank: relative error in the Frobenius norm, relative
 equivariance error, and the seconds that all starts took; the first is the last where it is exact.
@@ -30,12 +30,13 @@ def main() -> None:
     )
     parser.add_argument("--starts", type=int, default=4, help="random starts, the best is kept")
     parser.add_argument("--lmax", type=int, nargs="+", choices=sorted(RANKS), default=[1, 2, 3])
+    parser.add_argument("--ranks", type=int, nargs="+", help="default: those of the table")
     arguments = parser.parse_args()
     print("| L | rank | error | equivariance error | s |")
     print("|---|---|---|---|---|")
     for lmax in arguments.lmax:
         tensor = coupling_tensor(Degrees(lmax, lmax, lmax))
-        for rank in RANKS[lmax]:
+        for rank in arguments.ranks or RANKS[lmax]:
             begin = time.perf_counter()
             found = decompose(tensor, rank, starts=arguments.starts)
             seconds = time.perf_counter() - begin

@@ -28,7 +28,8 @@ EVERY_SHARED = ("shared operator, exact", "low rank, operator", "Gaunt, grid")
 def cache(tmp_path_factory):
     """Keep the factors of the tests out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        folder = tmp_path_factory.getbasetemp() / "factors"
+        patch.setattr("mlip.ops.tensor_products.factors._cache_folder", lambda: folder)
         yield
 
 

@@ -50,7 +50,8 @@ PUBLISHED = {
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     """Keep the factors of the tests out of the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    folder = tmp_path_factory.getbasetemp() / "factors"
+    monkeypatch.setattr("mlip.ops.tensor_products.factors._cache_folder", lambda: folder)
 
 
 def water_like():

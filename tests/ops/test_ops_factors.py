@@ -21,9 +21,9 @@ from mlip.ops.tensor_products.solver import decompose, reconstruct
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """Keep the factors of the tests out of the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MLIP_CACHE", str(tmp_path))
     find_factors.cache_clear()
-    yield tmp_path / "mlip" / "factors"
+    yield tmp_path / "factors"
     find_factors.cache_clear()
 
 

@@ -25,8 +25,7 @@ _loaded: dict[str, ModuleType] = {}
 
 def cache_folder() -> Path:
     """Folder of generated code; a temporary one, for this process, if it cannot be written."""
-    root = os.environ.get("MLIP_CACHE")
-    folder = (Path(root).expanduser() if root else user_cache()) / "kernels"
+    folder = user_cache() / "kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

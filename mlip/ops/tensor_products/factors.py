@@ -73,8 +73,8 @@ def find_factors(lmax: int, rank: int, seed: int = 0, starts: int = 6) -> Factor
     """Return factors of all paths up to degree ``lmax``, from the cache or the solver.
 
     A start takes seconds up to L = 3, up to a minute at L = 4; the result is kept in
-    ``$XDG_CACHE_HOME/mlip/factors``. From the ranks of ``EXACT_RANK`` on the error is that of
-    rounding: nothing is approximated then.
+    ``factors`` of the user's cache (``$MLIP_CACHE``). From the ranks of ``EXACT_RANK`` on the
+    error is that of rounding: nothing is approximated then.
 
     Args:
         lmax: L.
