@@ -10,7 +10,7 @@ and Ni contradict their energies by 2.4 and 2.8 GPa. mlearn_data.py corrects the
 they come from); the second stage learns from corrected labels, which brought the energies of Cu and
 Ni from 2.8 and 4.0 meV/atom to the figures of the model card. A killed run continues with
 ``mlip train --resume OUT``. The schedule is fitted to the wall time, so the result depends on the
-machine: the shipped file came from 21,375 and STEPS steps on one core.
+machine: the shipped file came from 21,375 and 13,792 steps on one core.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,13 +88,16 @@ def build_potential(
     if start is not None:
         _take_weights(model, start.model, config)
         scale, direct_scale = start.scale, None if start.conservative else start.direct_scale
+    settings = config.model_dump(mode="json", exclude={"data", "out"})
+    if config.initial is not None:
+        settings["initial"] = Path(config.initial).name  # a potential tells no folder of its maker
     metadata = {
         "model": name,
         "level_of_theory": config.level_of_theory,
         "licence": config.licence,
         "training_data": files,
         "training_statistics": training_statistics(config, splits, zero),
-        "training_settings": config.model_dump(mode="json", exclude={"data", "out"}),
+        "training_settings": settings,
     }
     return Potential(
         model,

@@ -87,8 +87,8 @@ def test_copper_has_the_constants_of_emt(demo: Demo) -> None:
     assert copper["potential"]["B"] == pytest.approx(
         (copper["potential"]["C11"] + 2 * copper["potential"]["C12"]) / 3, rel=0.01
     )
-    assert copper["dft"]["a"] == 3.6164
-    assert "3.6164" in demo.printed
+    assert copper["dft"]["a"] == 3.6327
+    assert "3.6327" in demo.printed
 
 
 def test_trajectories_are_those_of_the_log(demo: Demo) -> None:

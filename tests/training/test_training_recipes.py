@@ -127,6 +127,7 @@ def test_hand_over_keeps_weights_and_resets_the_head(
         config = recipe("equiformer_v3_small_gradient", data, out, *changes, f"seed={seed}")
         after = Potential.load(train(config, console=QUIET).path)
         assert after.scale == Potential.load(pretrained).scale, "another split, the same scale"
+        assert after.metadata["training_settings"]["initial"] == pretrained.name, "no folder"
         states.append(dict(after.model.state_dict()))
     before, *found = states
     heads = ("force_head", "stress_head", "noise_head", "force_embedding")
