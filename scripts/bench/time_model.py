@@ -6,8 +6,8 @@ POTENTIAL is a file, the name of a shipped potential, or an untrained model: fac
 that published size, in our exact setting), facet-64, tdn-64 and equiformer_v3-64 (64 channels of
 l = 0, 1, 2, three rounds of messages, the same cutoff); default: the shipped ones and facet-s. Each
 runs in a process of its own, so that the peak memory is its own; every repeat moves the atoms, so
-that nothing is cached but neighbours within a skin. The time is that of an ASE calculator: the whole
-of what a simulation waits for.
+that nothing is cached but neighbours within a skin. The time is that of an ASE calculator: the
+whole of what a simulation waits for.
 """
 
 from __future__ import annotations
