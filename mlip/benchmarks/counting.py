@@ -171,6 +171,22 @@ def synchronized_time(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def aligned(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Lay cells out as a Markdown table; the first line is the head.
+
+    Args:
+        lines: cells, as many in each line.
+        left: columns with text, which stand first and are aligned to the left.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    padded = [
+        [cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(pairs)]
+        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+
+
 def _touched(tensor: Tensor) -> int:
     """Bytes of the distinct elements: an expanded axis is read once."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -150,15 +151,23 @@ def _shared_operator(inputs: Inputs, back: bool) -> Case:
     return Case(name, run, (x, matrix, weights), flops)
 
 
+def _segments(backend: Backend) -> ModuleType:
+    """Operators over the edges of atoms, with the kernels of the back end."""
+    from mlip.ops.cpu import segments
+
+    if backend == "cuda":
+        from mlip.ops.cuda import segments as _kernels  # noqa: F401  registers them
+
+    return segments
+
+
 def _segment_sum(inputs: Inputs) -> Case:
     size, edges = inputs.sizes, inputs.edges
 
     def run(backend: Backend, values: Tensor) -> Outputs:
         if backend == "torch":
             return (segment_sum(values, edges.target, size.atoms),)
-        from mlip.ops.cpu.segments import csr_segment_sum
-
-        return (csr_segment_sum(values, edges.target, edges.rowptr),)
+        return (_segments(backend).csr_segment_sum(values, edges.target, edges.rowptr),)
 
     values = inputs.randn(size.edges, size.channels)
     return Case("segment_sum", run, (values,), values.numel())
@@ -170,9 +179,8 @@ def _segment_softmax(inputs: Inputs) -> Case:
     def run(backend: Backend, logits: Tensor, envelope: Tensor) -> Outputs:
         if backend == "torch":
             return (envelope_softmax(logits, envelope, edges.target, size.atoms, 1e-6),)
-        from mlip.ops.cpu.segments import csr_segment_softmax
-
-        return (csr_segment_softmax(logits, envelope, edges.target, edges.rowptr, 1e-6),)
+        softmax = _segments(backend).csr_segment_softmax
+        return (softmax(logits, envelope, edges.target, edges.rowptr, 1e-6),)
 
     logits = inputs.randn(size.edges, HEADS)
     return Case("segment_softmax", run, (logits, inputs.randn(size.edges).sigmoid()), None)

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mlip.benchmarks.counting import Peaks, peak_memory, synchronized_time
+from mlip.benchmarks.counting import Peaks, aligned, peak_memory, synchronized_time
 from mlip.benchmarks.kernel_cases import Case, Outputs
 from mlip.errors import InputError
 from mlip.ops import Backend
@@ -205,16 +205,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.torch_error:.1e}",
             )
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    rule = ["-" * width if i < 2 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    padded = [
-        [
-            c.ljust(w) if i < 2 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(x, widths, strict=True))
-        ]
-        for x in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+    return aligned(lines, left=2)
 
 
 def _rate(value: float | None, percent: float | None) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mlip.benchmarks.counting import (
     Peaks,
+    aligned,
     count,
     free_memory,
     kept_for_backward,
@@ -192,15 +193,8 @@ def table(rows: Sequence[Row]) -> str:
         "product", "L", "forward ms", "backward", "double", "MFLOP", "MB", "% FLOP/s", "% B/s",
         "kept MB", "maps", "paths", "µs/map", "equivariance", "remark",
     )  # fmt: skip
-    lines = [heads, *((_format(value) for value in asdict(row).values()) for row in rows)]
-    cells = [list(line) for line in lines]
-    widths = [max(2, *(len(line[i]) for line in cells)) for i in range(len(heads))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in cells
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+    lines = [heads, *(tuple(map(_format, asdict(row).values())) for row in rows)]
+    return aligned(lines, left=1)
 
 
 def as_csv(rows: Iterable[Row]) -> str:

@@ -95,13 +95,13 @@ def _options(
 
 
 class _Notices(logging.Handler):
-    """Tell that kernels were compiled, which is why a command paused."""
+    """Tell which kernels were compiled, or read from a slow disk: why a command paused."""
 
     def emit(self, record: logging.LogRecord) -> None:
         seconds = getattr(record, "seconds", 0.0)
         if seconds > NOTICE_SECONDS:
             name = record.getMessage().split(":")[0]
-            text = f"compiled for this machine in {seconds:.0f} s, once: {name}"
+            text = f"{seconds:.0f} s to make ready (compiled once, kept on disk): {name}"
             typer.secho(text, dim=True, err=True)
 
 

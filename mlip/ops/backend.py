@@ -121,7 +121,7 @@ def use_kernel(
     signature: Hashable,
     tensors: list[Tensor],
     check: Callable[[], tuple[float, float]],
-    unsupported: str | None = None,
+    numba: str | None = None,
     cuda: str | None = NO_CUDA,
 ) -> bool:
     """Decide whether the kernel of the device runs.
@@ -132,7 +132,7 @@ def use_kernel(
         tensors: all inputs that carry gradients.
         check: computes the worst relative error against float64 of the kernel and of plain
             PyTorch on a part of the inputs; called at most once for each set of shapes.
-        unsupported: why the CPU kernel does not cover the signature, if so.
+        numba: why the CPU kernel does not cover the signature, if so.
         cuda: why no CUDA kernel covers it, if so.
 
     Raises:
@@ -140,7 +140,7 @@ def use_kernel(
     """
     if backend == "torch":
         return False
-    reason = refusal(tensors, unsupported, cuda)
+    reason = refusal(tensors, numba, cuda)
     device = tensors[0].device.type
     if backend == {"cpu": "cuda", "cuda": "numba"}.get(device):
         reason = f"tensors are on the device {device}"

@@ -23,7 +23,7 @@ class _Reference(NamedTuple):
     pbc: npt.NDArray[np.bool_]
     edge_index: npt.NDArray[np.int64]
     edge_shift: npt.NDArray[np.int64]
-    images: Array  # the same as edge_shift
+    images: Array  # edge_shift in float64, which matrix products are fast in
 
 
 class VerletList:

@@ -83,7 +83,7 @@ def _check_indices(rowptr: Tensor, source: Tensor) -> None:
         n_edges,
         {
             "rowptr": ends and bool((rowptr.diff() >= 0).all()),
-            "source": not n_edges or (int(source.min()) >= 0 and int(source.max()) < n_nodes),
+            "source": atoms_exist(source, n_nodes),
         },
     )
 

@@ -1,7 +1,8 @@
 """Products with the matrices of edges as PyTorch operators on the CPU.
 
 ``mlip::operator_gather``, ``mlip::operator_scatter`` and ``mlip::operator_slopes`` are the
-derivatives of the four-linear form of ``mlip.ops.shared_operator``. Gathering and slopes are
+derivatives of the four-linear form of ``mlip.ops.shared_operator``, ``mlip::operator_apply`` the
+product alone. Gathering and slopes are
 divided over threads by edges, scattering by channels: results do not depend on threads.
 """
 

@@ -1,6 +1,6 @@
 """Compile CUDA C++ with NVRTC through CuPy, and keep the machine code on disk by content.
 
-Compiling needs no GPU and no CUDA toolkit: NVRTC comes with CuPy's own dependencies.
+Compiling needs no GPU and no CUDA toolkit: NVRTC comes with the extra ``mlip[cuda]``.
 """
 
 from __future__ import annotations
@@ -44,11 +44,8 @@ def source(file: str) -> str:
 def shared_headers() -> dict[str, str]:
     """The headers of ``kernels/`` by name."""
     folder = importlib.resources.files("mlip.kernels")
-    return {item.name: source(item.name) for item in folder.iterdir() if _is_header(item.name)}
-
-
-def _is_header(name: str) -> bool:
-    return name.endswith(".cuh")
+    names = (item.name for item in folder.iterdir())
+    return {name: source(name) for name in names if name.endswith(".cuh")}
 
 
 def nvrtc() -> Any:

@@ -22,7 +22,7 @@ from mlip.ops.cpu.library import (
 )
 from mlip.ops.cpu.runner import Layout
 from mlip.ops.cuda.convolution_table import Group
-from mlip.ops.cuda.program import Program, program
+from mlip.ops.cuda.program import Program
 from mlip.ops.cuda.slots import slots
 
 SUM_BLOCK = 128  # threads of ``sum_of_sources``
@@ -33,9 +33,7 @@ class GroupProgram:
 
     def __init__(self, shape: Layout, degree: int, n_radial: int) -> None:
         self.group = Group(shape, degree, n_radial)
-        self.program: Program = program(
-            "convolution.cu", {"convolution_table.h": self.group.text()}
-        )
+        self.program = Program("convolution.cu", {"convolution_table.h": self.group.text()})
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from functools import cached_property
 
 from mlip.ops.cpu.coupling import Coupling, couplings
 from mlip.ops.cpu.runner import Layout
+from mlip.ops.cuda.program import whole_warps
 
 PARTS = 4  # shares of the matrix of an edge, built by different warps
 LARGEST_BLOCK = 128  # threads
@@ -35,7 +36,7 @@ class Group:
         """Entries of the paths, numbered within the group."""
         return couplings(tuple(path for path in self.layout.paths if path[0] == self.degree))
 
-    @property
+    @cached_property
     def n_entries(self) -> int:
         """Nonzero entries of the matrices of an edge."""
         return sum(len(c.matrix) for c in self.couplings)
@@ -49,17 +50,17 @@ class Group:
     @property
     def block(self) -> int:
         """Threads of a block: whole warps."""
-        return min(LARGEST_BLOCK, 32 * -(-self.channels // 32))
+        return whole_warps(self.channels, LARGEST_BLOCK)
+
+    @property
+    def warp_sums(self) -> int:
+        """Numbers of an edge that hold the sum of each warp for each harmonic."""
+        return (self.layout.lmax_edge + 1) ** 2 * self.block // 32
 
     def tile(self, itemsize: int) -> int:
         """Edges whose matrices are in shared memory at a time."""
         fixed = self.n_radial * len(self.couplings) * self.block
-        harmonics = (self.layout.lmax_edge + 1) ** 2 * self.block // 32
-        for tile in (32, 16, 8, 4, 2):
-            each = self.stride + self.n_radial + harmonics
-            if itemsize * (fixed + tile * each) <= SHARED_BYTES:
-                return tile
-        return 1
+        return _largest_tile(itemsize, self.stride + self.n_radial + self.warp_sums, fixed)
 
     def fits(self, itemsize: int) -> bool:
         """Whether the fused forward pass has the shared memory that it needs."""
@@ -67,8 +68,7 @@ class Group:
 
     def second_tile(self, itemsize: int) -> int:
         """Edges whose two matrices are in shared memory at a time, for second derivatives."""
-        each = self._second_numbers()
-        return next((n for n in (32, 16, 8, 4, 2) if itemsize * n * each <= SHARED_BYTES), 1)
+        return _largest_tile(itemsize, self._second_numbers())
 
     def second_shared_bytes(self, itemsize: int) -> int:
         """Dynamic shared memory of a block for second derivatives."""
@@ -76,14 +76,13 @@ class Group:
 
     def _second_numbers(self) -> int:
         """Numbers of an edge: two sets of matrices, and a sum of each warp for each harmonic."""
-        return 2 * self.stride + (self.layout.lmax_edge + 1) ** 2 * self.block // 32
+        return 2 * self.stride + self.warp_sums
 
     def shared_bytes(self, itemsize: int, backward: bool) -> int:
         """Dynamic shared memory of a block."""
         tile = self.tile(itemsize)
         if backward:
-            harmonics = (self.layout.lmax_edge + 1) ** 2 * self.block // 32
-            return itemsize * tile * (self.stride + harmonics)
+            return itemsize * tile * (self.stride + self.warp_sums)
         fixed = self.n_radial * len(self.couplings) * self.block
         return itemsize * (fixed + tile * (self.stride + self.n_radial))
 
@@ -272,6 +271,12 @@ class Group:
                 yield f"    dx[{a}] += along_w * q{a} + w * r{a};"
             yield "  }"
         yield "}"
+
+
+def _largest_tile(itemsize: int, each: int, fixed: int = 0) -> int:
+    """Edges of ``each`` numbers that fit in shared memory beside ``fixed`` ones; at least one."""
+    sizes = (n for n in (32, 16, 8, 4, 2) if itemsize * (fixed + n * each) <= SHARED_BYTES)
+    return next(sizes, 1)
 
 
 def _row(coupling: Coupling, m3: int) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mlip.ops.cpu.double_backward import Arguments, Graph, add, filled, packed_double_backward
 from mlip.ops.cpu.library import check_shapes, layout
 from mlip.ops.cuda.convolution import GroupProgram, programs, sum_of_sources
-from mlip.ops.cuda.program import Program, program
+from mlip.ops.cuda.program import Program
 
 Optional = Tensor | None
 
@@ -27,7 +27,7 @@ Optional = Tensor | None
 def second_programs(signature: str) -> tuple[Program, ...]:
     """The kernel of each input degree; compiled when it is first launched."""
     return tuple(
-        program("convolution_double_backward.cu", {"convolution_table.h": each.group.text()})
+        Program("convolution_double_backward.cu", {"convolution_table.h": each.group.text()})
         for each in programs(signature, 0)
     )
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from mlip.ops.cpu.edge_gradient import check_edges, slopes_op, sums_op
-from mlip.ops.cuda.program import program
+from mlip.ops.cuda.program import Program
 from mlip.ops.cuda.slots import slots
 
 BLOCK = 128  # as in the source
-PROGRAM = program("edge_gradient.cu", {})
+PROGRAM = Program("edge_gradient.cu", {})
 
 
 @sums_op.register_kernel("cuda")

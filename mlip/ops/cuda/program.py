@@ -43,7 +43,12 @@ class Module(Protocol):
 
 
 class Program:
-    """A source file with its generated headers, compiled for a device when it is first needed."""
+    """A source file, compiled for a device when it is first needed.
+
+    Args:
+        file: of ``kernels/``.
+        headers: generated ones, by name.
+    """
 
     def __init__(self, file: str, headers: Mapping[str, str]) -> None:
         self.file, self.headers = file, dict(headers)
@@ -99,11 +104,6 @@ class Program:
             if device not in self._modules:
                 self._modules[device] = _DeviceModule(self, device)
             return self._modules[device]
-
-
-def program(file: str, headers: Mapping[str, str]) -> Program:
-    """Take a file of ``kernels/`` with generated headers by name."""
-    return Program(file, headers)
 
 
 @cache

@@ -13,7 +13,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from mlip.ops.cpu.rotation import check, gather_op, scatter_op, slopes_op
-from mlip.ops.cuda.program import Grid, Program, program, tile_size, whole_warps
+from mlip.ops.cuda.program import Grid, Program, tile_size, whole_warps
 from mlip.ops.cuda.rotation_table import BLOCK, chunks, n_entries, table_text
 from mlip.ops.cuda.slots import slots
 from mlip.ops.rotation import RotationSignature
@@ -22,7 +22,7 @@ from mlip.ops.rotation import RotationSignature
 @lru_cache(maxsize=64)
 def rotation_program(signature: RotationSignature) -> Program:
     """The kernels of a signature; compiled when one is first launched."""
-    return program("rotation.cu", {"rotation_table.h": table_text(signature)})
+    return Program("rotation.cu", {"rotation_table.h": table_text(signature)})
 
 
 class _Call:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from mlip.ops.cpu.segments import csr_segment_sum, segment_rows, segment_shares
-from mlip.ops.cuda.program import program
+from mlip.ops.cuda.program import Program
 
 THREADS = 128  # as in the source
-PROGRAM = program("segments.cu", {})
+PROGRAM = Program("segments.cu", {})
 
 
 @csr_segment_sum.register_kernel("cuda")

@@ -1,7 +1,7 @@
 """Products with the matrices of edges on CUDA: launches of ``kernels/shared_operator.cu``.
 
-Kernels of the operators ``mlip::operator_gather``, ``mlip::operator_scatter`` and
-``mlip::operator_slopes``, which are declared and differentiated in
+Kernels of the operators ``mlip::operator_apply``, ``mlip::operator_gather``,
+``mlip::operator_scatter`` and ``mlip::operator_slopes``, which are declared and differentiated in
 ``mlip.ops.cpu.shared_operator``. Any number of channels.
 """
 
@@ -12,7 +12,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from mlip.ops.cpu.shared_operator import apply_op, check, each, gather_op, scatter_op, slopes_op
-from mlip.ops.cuda.program import Grid, Program, program, tile_size, whole_warps
+from mlip.ops.cuda.program import Grid, Program, tile_size, whole_warps
 from mlip.ops.cuda.slots import slots
 
 BLOCK = 128  # threads
@@ -21,7 +21,7 @@ BLOCK = 128  # threads
 @lru_cache(maxsize=64)
 def operator_program(rows: int, columns: int) -> Program:
     """The kernels for matrices of a size; compiled when one is first launched."""
-    return program("shared_operator.cu", {"operator_table.h": table_text(rows, columns)})
+    return Program("shared_operator.cu", {"operator_table.h": table_text(rows, columns)})
 
 
 def table_text(rows: int, columns: int) -> str:
