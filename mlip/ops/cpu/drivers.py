@@ -9,77 +9,103 @@ DRIVERS = '''
 
 OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False, cache=True)
 BYTES = np.dtype(FLOAT).itemsize
+TILE_BYTES = 12288  # weights of a tile, and as many slopes: a part of the first cache
 
 
 @written
-def radial_weights(k, B, b, n_radial, K, kernel, column, path, n_paths, n, W):
-    """Weights of a tile and block, W[t, p] = sum_r B[t, r] K[r, p]."""
+def radial_weights(k, B, b, n_radial, K, kernel, column, path, n_paths, blocks, n, W):
+    """Weights of a tile and some blocks, W[t, p] = sum_r B[t, r] K[r, p]."""
     full = k.remainder(n, 8)
-    with k.loop(n_paths) as p:
-        first = kernel + p * path
-        with k.loop(full, step=8) as t:
-            sums = [k.accumulator(k.zero()) for _ in range(8)]
-            with k.loop(n_radial) as r:
-                row = k.load(K, first + r * column)
-                for i in range(8):
-                    sums[i].add(k.broadcast(B, b + (t + i) * n_radial + r), row)
-            for i in range(8):
-                k.store(W, ((t + i) * n_paths + p) * T, sums[i].value)
-        with k.loop_from(full, n) as t:
-            total = k.accumulator(k.zero())
-            with k.loop(n_radial) as r:
-                total.add(k.broadcast(B, b + t * n_radial + r), k.load(K, first + r * column))
-            k.store(W, (t * n_paths + p) * T, total.value)
 
-
-@written
-def basis_gradient(k, D, K, kernel, column, path, n_paths, n, n_radial, Y):
-    """Add the gradient of the radial functions, Y[t, r] += sum_p K[r, p] D[t, p], lane by lane."""
-    full = k.remainder(n_radial, 8)
-
-    def rows(t, r, count):
-        sums = [k.accumulator(k.load(Y, (t * n_radial + r + i) * T)) for i in range(count)]
-        with k.loop(n_paths) as p:
-            slope = k.load(D, (t * n_paths + p) * T)
+    def rows(t, count, first, w):
+        sums = [k.accumulator(k.zero()) for _ in range(count)]
+        with k.loop(n_radial) as r:
+            row = k.load(K, first + r * column)
             for i in range(count):
-                sums[i].add(k.load(K, kernel + (r + i) * column + p * path), slope)
+                sums[i].add(k.broadcast(B, b + (t + i) * n_radial + r), row)
         for i in range(count):
-            k.store(Y, (t * n_radial + r + i) * T, sums[i].value)
+            k.store(W, w + (t + i) * (n_paths * blocks * T), sums[i].value)
 
-    with k.loop(n) as t:
-        with k.loop(full, step=8) as r:
-            rows(t, r, 8)
-        with k.loop_from(full, n_radial) as r:
-            rows(t, r, 1)
+    with k.loop(n_paths) as p:
+        with k.loop(blocks) as c:
+            first, w = kernel + (p * path + c * T), (p * blocks + c) * T
+            with k.loop(full, step=8) as t:
+                rows(t, 8, first, w)
+            with k.loop_from(full, n) as t:
+                rows(t, 1, first, w)
 
 
 @written
-def kernel_gradient(k, D, B, b, n_radial, column, path, n_paths, n, Q, kernel):
+def basis_gradient(k, D, K, kernel, column, path, n_paths, blocks, n, n_radial, Y):
+    """Add the gradient of the radial functions, Y[t, r] += sum_p K[r, p] D[t, p], lane by lane."""
+    pairs, full = k.remainder(n, 2), k.remainder(n_radial, 8)
+
+    def part(t, r, edges, count):
+        cells = [(i, j) for i in range(edges) for j in range(count)]
+        at = [((t + i) * n_radial + (r + j)) * T for i, j in cells]
+        sums = [k.accumulator(k.load(Y, cell)) for cell in at]
+        with k.loop(n_paths) as p:
+            with k.loop(blocks) as c:
+                d, first = (p * blocks + c) * T, kernel + (p * path + c * T)
+                slopes = [k.load(D, d + (t + i) * (n_paths * blocks * T)) for i in range(edges)]
+                rows = [k.load(K, first + (r + j) * column) for j in range(count)]
+                for (i, j), total in zip(cells, sums, strict=True):
+                    total.add(rows[j], slopes[i])
+        for cell, total in zip(at, sums, strict=True):
+            k.store(Y, cell, total.value)
+
+    def edges(t, count):
+        with k.loop(full, step=8) as r:
+            part(t, r, count, 8)
+        with k.loop_from(full, n_radial) as r:
+            part(t, r, count, 1)
+
+    with k.loop(pairs, step=2) as t:
+        edges(t, 2)
+    with k.loop_from(pairs, n) as t:
+        edges(t, 1)
+
+
+@written
+def kernel_gradient(k, D, B, b, n_radial, column, path, n_paths, blocks, n, Q, kernel):
     """Add the gradient of the radial kernel, Q[r, p] += sum_t B[t, r] D[t, p]."""
     full = k.remainder(n_radial, 8)
 
-    def rows(p, r, count):
-        at = [kernel + (r + i) * column + p * path for i in range(count)]
+    def rows(d, first, r, count):
+        at = [first + (r + i) * column for i in range(count)]
         sums = [k.accumulator(k.zero()) for _ in range(count)]
         with k.loop(n) as t:
-            slope = k.load(D, (t * n_paths + p) * T)
+            slope = k.load(D, d + t * (n_paths * blocks * T))
             for i in range(count):
                 sums[i].add(k.broadcast(B, b + t * n_radial + r + i), slope)
         for i in range(count):
             k.store(Q, at[i], k.add(k.load(Q, at[i]), sums[i].value))
 
     with k.loop(n_paths) as p:
-        with k.loop(full, step=8) as r:
-            rows(p, r, 8)
-        with k.loop_from(full, n_radial) as r:
-            rows(p, r, 1)
+        with k.loop(blocks) as c:
+            d, first = (p * blocks + c) * T, kernel + (p * path + c * T)
+            with k.loop(full, step=8) as r:
+                rows(d, first, r, 8)
+            with k.loop_from(full, n_radial) as r:
+                rows(d, first, r, 1)
 
 
 @written
 def sum_lanes(k, Z, OUT, out, count):
     """OUT[out + i] = sum over the lanes of Z[i]."""
-    with k.loop(count) as i:
+    full = k.remainder(count, T)
+    with k.loop(full, step=T) as i:
+        k.store(OUT, out + i, k.lane_sums([k.load(Z, (i + j) * T) for j in range(T)]))
+    with k.loop_from(full, count) as i:
         k.store_sum(OUT, out + i, k.load(Z, i * T))
+
+
+@njit(**OPTIONS)
+def blocks_at_a_time(n_blocks, n_paths):
+    """How many blocks of a tile keep their weights in the cache, in equal parts."""
+    most = max(1, TILE_BYTES // (n_paths * T * T * BYTES))
+    parts = -(-n_blocks // most)
+    return -(-n_blocks // parts)
 
 
 @njit(**OPTIONS)
@@ -127,7 +153,7 @@ def forward_pass(
                 for c in range(0, C, T):
                     first = w_first[i] + c
                     if R > 0:
-                        radial_weights(b, e * R, R, kernel, first, n_weights, C, P, n, u)
+                        radial_weights(b, e * R, R, kernel, first, n_weights, C, P, 1, n, u)
                         w_from, w_0, edge, path = u, 0, P * T, T
                     else:
                         w_from, w_0, edge, path = w, e * n_weights + first, n_weights, C
@@ -153,20 +179,24 @@ def forward_pass(
 def backward_pass(
     X, S, W, B, K, G, rowptr, source, rows, DX, DS, DW, DB, DK,
     channels, x_first, dx_first, w_first, n_weights, R, row_start, row_step, n0, n1,
-    need_features, need_edges, need_kernel,
+    need_edges, need_kernel,
 ):
     """Gradients from atoms n0 ... n1 - 1 for the gradients G of their sums.
 
     DX, DK: added to; rows: row of DX of each edge. DS and DW or DB: written for the edges of the
-    atoms.
+    atoms if they are needed.
     """
-    n_sums = 0
+    n_sums = n_tile = 0
     for i in range(len(DEGREES)):
         n_sums += N_ROWS[i] * channels[i]
+        if R > 0:
+            n_tile = max(
+                n_tile, N_PATHS[i] * T * T * blocks_at_a_time(channels[i] // T, N_PATHS[i])
+            )
     at_m = N_HARMONICS * T
     at_u = at_m + N_ENTRIES * T
-    at_d = at_u + max(N_PATHS) * T * T
-    at_z = at_d + max(N_PATHS) * T * T
+    at_d = at_u + n_tile
+    at_z = at_d + n_tile
     at_y = at_z + N_HARMONICS * T * T
     at_a = at_y + R * T * T
     space = work_space(at_a + n_sums)
@@ -193,35 +223,43 @@ def backward_pass(
         for e in range(rowptr[node], rowptr[node + 1], T):
             n = min(T, rowptr[node + 1] - e)
             transpose(S, e, n, H)
-            if need_features:
-                matrices(h, m)
+            matrices(h, m)
             Z[:] = 0
             a = 0
             for i in range(len(DEGREES)):
                 C, P = channels[i], N_PATHS[i]
-                for c in range(0, C, T):
+                blocks = blocks_at_a_time(C // T, P) if R > 0 else C // T
+                for c in range(0, C, blocks * T):
+                    blocks = min(blocks, (C - c) // T)
                     first = w_first[i] + c
                     if R > 0:
-                        radial_weights(b, e * R, R, kernel, first, n_weights, C, P, n, u)
-                        wp, w0, dedge, path, grad, g0 = u, 0, P * T, T, d, 0
+                        radial_weights(
+                            b, e * R, R, kernel, first, n_weights, C, P, blocks, n, u
+                        )
+                        wp, w0, grad, g0 = u, 0, d, 0
+                        edge, path = P * blocks * T, blocks * T
                     else:
-                        w0 = e * n_weights + first
-                        wp, dedge, path, grad, g0 = w, n_weights, C, dw, w0
+                        wp, w0, grad, g0 = w, e * n_weights + first, dw, e * n_weights + first
+                        edge, path = n_weights, C
                     if need_edges:
                         edges(
-                            DEGREES[i], x, x_first[i] + c, C, wp, w0, dedge, path, h, src, e, n,
-                            s, a, grad, g0, dedge, path, z,
+                            DEGREES[i], x, x_first[i] + c, C, wp, w0, edge, path, m, src, local,
+                            e, n, blocks, s, a, dx, dx_first[i] + c, grad, g0, edge, path, z,
                         )
                         if R > 0:
-                            basis_gradient(d, kernel, first, n_weights, C, P, n, R, y)
+                            basis_gradient(d, kernel, first, n_weights, C, P, blocks, n, R, y)
                             if need_kernel:
-                                kernel_gradient(d, b, e * R, R, n_weights, C, P, n, dk, first)
-                    if need_features:
-                        nodes(
-                            DEGREES[i], dx, dx_first[i] + c, C, wp, w0, dedge, path, m, local, e, n,
-                            s, a,
-                        )
-                    a += N_ROWS[i] * T
+                                kernel_gradient(
+                                    d, b, e * R, R, n_weights, C, P, blocks, n, dk, first
+                                )
+                        a += blocks * N_ROWS[i] * T
+                    else:
+                        for block in range(blocks):
+                            nodes(
+                                DEGREES[i], dx, dx_first[i] + c + block * T, C, wp,
+                                w0 + block * T, edge, path, m, local, e, n, s, a,
+                            )
+                            a += N_ROWS[i] * T
             if need_edges:
                 sum_lanes(z, DS.ctypes.data, e * N_HARMONICS, n * N_HARMONICS)
                 if R > 0:

@@ -68,8 +68,8 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, drivers: st
         ("forward", "(X, x, channels, W, w, edge, path, M, source_index, e, n, A, a)"),
         (
             "edges",
-            "(X, x, channels, W, w, edge, path, H, source_index, e, n, A, a, "
-            "D, d, dedge, dpath, Z)",
+            "(X, x, channels, W, w, edge, path, M, source_index, row_index, e, n, blocks, "
+            "A, a, DX, dx, D, d, dedge, dpath, Z)",
         ),
         ("nodes", "(X, x, channels, W, w, edge, path, M, row_index, e, n, A, a)"),
     ):
@@ -164,42 +164,82 @@ def _edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
     text("", 0)
     text("@written", 0)
     text(f"def edges_{l1}(", 0)
-    text("k, X, x, channels, W, w, edge, path, H, source_index, e, n, A, a, D, d, dedge, dpath, Z")
+    text("k, X, x, channels, W, w, edge, path, M, source_index, row_index, e, n, blocks,")
+    text("A, a, DX, dx, D, d, dedge, dpath, Z")
     text("):", 0)
-    text('"""Gradients of weights (stored in D) and harmonics (added to Z)."""')
+    text('"""Gradients of weights (stored in D), harmonics and features (added to Z and DX)."""')
+    rows = sum(2 * c.path[2] + 1 for c in group)
+    harmonics = sorted({c.path[1] ** 2 + m2 for c in group for _, m2, _, _ in c.entries})
     text("with k.loop(n) as t:")
-    text(f"here = x + k.integer(source_index, e + t) * (channels * {2 * l1 + 1})", 2)
-    for m1 in range(2 * l1 + 1):
-        text(f"x{m1} = k.load(X, here + channels * {m1})", 2)
-    text("weight = w + t * edge", 2)
-    text("slope = d + t * dedge", 2)
+    for name, first, index in (("here", "x", "source"), ("there", "dx", "row")):
+        text(f"{name} = {first} + k.integer({index}_index, e + t) * (channels * {2 * l1 + 1})", 2)
+    text("weight, slope = w + t * edge, d + t * dedge", 2)
     text(f"z = t * (N_HARMONICS * {width})", 2)
+    for j in harmonics:
+        text(f"z{j} = k.accumulator(k.load(Z, z + {j * width}))", 2)
+    text("with k.loop(blocks) as b:", 2)
+    text(f"c, r, m = b * {width}, a + b * {rows * width}, k.opaque(t)", 3)
+    for m1 in range(2 * l1 + 1):
+        text(f"x{m1} = k.load(X, here + (channels * {m1} + c))", 3)
+    added: set[int] = set()
     for number, c in enumerate(group):
-        _, l2, _ = c.path
-        text("# {} x {} -> {}".format(*c.path), 2)
-        sums: dict[int, str] = {}
-        last = None
-        for m1, m2, m3, factor in c.entries:
-            if last is None or last[1] != m3:
-                text(f"g = k.load(A, a + {(c.first_row + m3) * width})", 2)
-            if last != (m1, m3):
-                text(f"xg = k.mul(x{m1}, g)", 2)
-            last = (m1, m3)
-            term = f"k.constant({factor!r}), xg"
-            expression = f"k.fma({term}, q{m2})" if m2 in sums else f"k.mul({term})"
-            sums[m2] = f"q{m2}"
-            text(f"q{m2} = {expression}", 2)
+        text("# {} x {} -> {}".format(*c.path), 3)
+        for m3 in range(2 * c.path[2] + 1):
+            text(f"g{m3} = k.load(A, r + {(c.first_row + m3) * width})", 3)
+        text(f"v = k.load(W, weight + (path * {number} + c))", 3)
+        _slopes_of_nodes(text, c, number, width, added)
+        _slopes_of_harmonics(text, c)
+    for m1 in sorted(added):
+        text(f"row = there + (channels * {m1} + c)", 3)
+        text(f"k.store(DX, row, k.add(k.load(DX, row), y{m1}))", 3)
+    for j in harmonics:
+        text(f"k.store(Z, z + {j * width}, z{j}.value)", 2)
+
+
+def _slopes_of_nodes(text: Text, c: Coupling, number: int, width: int, added: set[int]) -> None:
+    """Slopes of a path's weight, x·Mg, and of features, v·Mg."""
+    columns = sorted({m1 for _, m1 in c.matrix})
+    slope = ""
+    for m1 in columns:
         value = ""
-        for m2 in sums:
-            term = f"k.broadcast(H, t + {(l2 * l2 + m2) * width}), q{m2}"
-            value = f"k.fma({term}, {value})" if value else f"k.mul({term})"
-        text(f"k.store(D, slope + dpath * {number}, {value})", 2)
-        text(f"k.prefetch(D, slope + dpath * {number} + dedge * {width}, write=True)", 2)
-        text(f"v = k.load(W, weight + path * {number})", 2)
-        text(f"k.prefetch(W, weight + path * {number} + edge * {width})", 2)
-        for m2 in sums:
-            at = f"z + {(l2 * l2 + m2) * width}"
-            text(f"k.store(Z, {at}, k.fma(v, q{m2}, k.load(Z, {at})))", 2)
+        for i, (m3, column) in enumerate(c.matrix):
+            if column == m1:
+                term = f"k.broadcast(M, m + {(c.first_matrix + i) * width}), g{m3}"
+                value = f"k.fma({term}, {value})" if value else f"k.mul({term})"
+        text(f"s = {value}", 3)
+        text("slopes = " + (f"k.fma(x{m1}, s, slopes)" if slope else f"k.mul(x{m1}, s)"), 3)
+        slope = "slopes"
+        text(f"y{m1} = " + (f"k.fma(v, s, y{m1})" if m1 in added else "k.mul(v, s)"), 3)
+        added.add(m1)
+    text(f"k.store(D, slope + (dpath * {number} + c), slopes)", 3)
+
+
+def _slopes_of_harmonics(text: Text, c: Coupling) -> None:
+    """Σ v·C·x·g, added for each harmonic; a degree of 0 leaves one product for all entries."""
+    l1, l2, l3 = c.path
+    first = l2 * l2
+    value = c.entries[0][3]
+    if min(c.path) == 0 and all(abs(other - value) < 1e-12 for *_, other in c.entries):
+        if abs(value - 1) > 1e-12:
+            text(f"v = k.mul(k.constant({value!r}), v)", 3)
+        if l2 == 0:
+            product = ""
+            for m1, _, m3, _ in c.entries:
+                product = f"k.fma(x{m1}, g{m3}, {product})" if product else f"k.mul(x{m1}, g{m3})"
+            text(f"z{first}.add(v, {product})", 3)
+            return
+        text(f"q = k.mul(v, {'x0' if l1 == 0 else 'g0'})", 3)
+        for m1, m2, m3, _ in c.entries:
+            text(f"z{first + m2}.add(q, {f'g{m3}' if l1 == 0 else f'x{m1}'})", 3)
+        return
+    for m1 in sorted({m1 for m1, *_ in c.entries}):
+        text(f"h{m1} = k.mul(v, x{m1})", 3)
+    last = None
+    for m1, m2, m3, factor in c.entries:
+        if last != (m1, m3):
+            text(f"q = k.mul(h{m1}, g{m3})", 3)
+        last = (m1, m3)
+        text(f"z{first + m2}.add(k.constant({factor!r}), q)", 3)
 
 
 def _nodes(text: Text, l1: int, group: list[Coupling], width: int) -> None:

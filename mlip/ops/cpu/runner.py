@@ -170,15 +170,17 @@ def backward(
     start, step = layout.rows(n_nodes)
     first = layout.feature_first(n_nodes)
 
+    unwanted = _unwanted(layout, source, features.dtype)
+
     def task(i: int) -> None:
-        rows, part, part_first = chunks.part(i) if chunks else (source, empty, first)
+        rows, part, part_first = chunks.part(i) if chunks else unwanted
         code.backward_pass(
             features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr, source, rows,
             part, empty if out.harmonics is None else out.harmonics.ravel(),
             slopes if n_radial == 0 else empty, slopes if n_radial else empty, kernels[i],
             layout.group_channels, first, part_first, layout.w_first, layout.n_weights, n_radial,
             start, step, bounds[i], bounds[i + 1],
-            chunks is not None, out.harmonics is not None, out.kernel is not None,
+            out.harmonics is not None, out.kernel is not None,
         )  # fmt: skip
 
     _run(layout, source, [partial(task, i) for i in range(len(bounds) - 1)])
@@ -233,6 +235,13 @@ class _Chunks:
                 tasks += over_nodes(call, cuts)
             before += width
         return tasks
+
+
+def _unwanted(layout: Layout, source: Array, dtype: np.dtype) -> tuple[Array, Array, Array]:
+    """One row that takes gradients of features which nobody wants, as ``_Chunks.part``."""
+    size = max((2 * i + 1) * c for i, c in enumerate(layout.channels))
+    begins = np.zeros(len(layout.degrees), dtype=np.int64)
+    return np.zeros_like(source), np.zeros(size, dtype), begins
 
 
 def _radial(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:

@@ -158,6 +158,15 @@ class Writer:
         """Read an integer."""
         return Int(self.builder, self.builder.load(array.at(index), typ=INDEX))
 
+    def opaque(self, value: Int) -> Int:
+        """Return the same integer, of which the compiler then knows nothing.
+
+        What is read at it inside a loop stays there; copies of many loop constants, made before it
+        in full vectors, cost more than reading one number into all lanes.
+        """
+        kind = ir.FunctionType(INDEX, [INDEX])
+        return Int(self.builder, self.builder.asm(kind, "", "=r,0", [value.value], True))
+
     def store_sum(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
         """Write the sum over lanes, added pairwise in a fixed order."""
         self.builder.store(self._lane_sum(value), array.at(index), align=self.align)
