@@ -216,7 +216,7 @@ def _slopes_of_nodes(text: Text, c: Coupling, number: int, width: int, added: se
 
 def _slopes_of_harmonics(text: Text, c: Coupling) -> None:
     """Σ v·C·x·g, added for each harmonic; a degree of 0 leaves one product for all entries."""
-    l1, l2, l3 = c.path
+    l1, l2, _ = c.path
     first = l2 * l2
     value = c.entries[0][3]
     if min(c.path) == 0 and all(abs(other - value) < 1e-12 for *_, other in c.entries):
