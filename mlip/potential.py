@@ -192,8 +192,9 @@ class Potential(nn.Module):
                 return Prediction(energy, energies, None, None)
             gradient = _edge_gradient(energies, vectors, create_graph)
             force, virial = forces_and_virial(
-                gradient, vectors, graph.edge_index, batch, n_nodes, n_graphs
-            )
+                gradient, vectors if keep else vectors.detach(), graph.edge_index, batch, n_nodes,
+                n_graphs,
+            )  # fmt: skip
         result = Prediction(
             energy,
             energies,
@@ -393,7 +394,8 @@ def _edge_gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Ten
 
 def _stress(virial: Tensor, graph: AtomicGraph) -> Tensor:
     periodic = graph.pbc.all(1)
-    volume = torch.linalg.det(graph.cell).abs()
+    a, b, c = graph.cell.unbind(1)
+    volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
     valid = periodic & (volume > 0)
     safe = torch.where(valid, volume, torch.ones_like(volume))[:, None, None]
     return torch.where(valid[:, None, None], virial / safe, torch.nan)

@@ -91,5 +91,3 @@ def test_readme_example_runs() -> None:
     assert result.returncode == 0, result.stderr
     assert "converged" in result.stdout
     assert "completed" in result.stdout
-
-

@@ -32,9 +32,7 @@ def packages_on_disk(repository: Path) -> set[str]:
     return found
 
 
-def test_every_package_is_listed(
-    metadata: configparser.ConfigParser, repository: Path
-) -> None:
+def test_every_package_is_listed(metadata: configparser.ConfigParser, repository: Path) -> None:
     listed = set(lines(metadata["options"]["packages"]))
     on_disk = packages_on_disk(repository)
     assert on_disk - listed == set(), "add these to [options] packages in setup.cfg"

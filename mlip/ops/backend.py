@@ -144,13 +144,13 @@ def use_kernel(
     device = tensors[0].device.type
     if backend == {"cpu": "cuda", "cuda": "numba"}.get(device):
         reason = f"tensors are on the device {device}"
-    if reason is None and backend == "auto" and not _tracing():
+    if reason is None and backend == "auto" and not tracing():
         key = (signature, tensors[0].dtype, device, len(tensors))
         with _lock:
             if key not in _refused:
                 _refused[key] = _checked(signature, tensors[0].dtype, device, check)
             reason = _refused[key]
-    elif reason is not None and backend == "auto" and not _tracing():
+    elif reason is not None and backend == "auto" and not tracing():
         _uncovered[_name(signature, tensors[0].dtype)] = reason
     elif reason is not None and backend != "auto":
         raise InputError(
@@ -174,8 +174,8 @@ def _name(signature: Hashable, dtype: torch.dtype) -> str:
     return f"{signature}, {str(dtype).removeprefix('torch.')}"
 
 
-def _tracing() -> bool:
-    """Whether a compiler looks on, who must not see the comparison.
+def tracing() -> bool:
+    """Whether a compiler looks on, who must see operators and no comparison.
 
     ``make_fx`` and fake tensors work by modes of dispatch, which torch counts in private alone.
     Without that count they would see it too, as operations without effect.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mlip.ops.backend import CHECK_EDGES, Backend, compare, default_backend, use_kernel
+from mlip.ops.backend import CHECK_EDGES, Backend, compare, default_backend, tracing, use_kernel
 from mlip.ops.segment import segment_sum
 
 
@@ -76,8 +76,13 @@ def _kernel(
     n_nodes: int,
     n_graphs: int,
 ) -> tuple[Tensor, Tensor]:
+    arguments = (edge_gradient, edge_vector, edge_index, batch, n_nodes, n_graphs)
     if edge_gradient.device.type == "cuda":
-        from mlip.ops.cuda.edge_gradient import sums_op
-    else:
-        from mlip.ops.cpu.edge_gradient import sums_op
-    return sums_op(edge_gradient, edge_vector, edge_index, batch, n_nodes, n_graphs)
+        from mlip.ops.cuda.edge_gradient import sums_op as for_cuda
+
+        return for_cuda(*arguments)
+    from mlip.ops.cpu.edge_gradient import sums, sums_op
+
+    if edge_gradient.requires_grad or edge_vector.requires_grad or tracing():
+        return sums_op(*arguments)
+    return sums(*arguments)

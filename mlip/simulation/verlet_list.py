@@ -11,8 +11,10 @@ from ase import Atoms
 
 from mlip.errors import InputError
 from mlip.graph import AtomicGraph, atoms_to_graph, neighbor_list
+from mlip.ops.backend import default_backend, numba_missing
 
 Array = npt.NDArray[np.float64]
+Edges = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 # Distances within this of the limit count as beyond it, so that rounding cannot lose a pair.
 ROUNDING = 1e-9  # Å
 
@@ -23,7 +25,6 @@ class _Reference(NamedTuple):
     pbc: npt.NDArray[np.bool_]
     edge_index: npt.NDArray[np.int64]
     edge_shift: npt.NDArray[np.int64]
-    images: Array  # edge_shift in float64, which matrix products are fast in
 
 
 class VerletList:
@@ -68,16 +69,14 @@ class VerletList:
                 self.searches += 1
                 return atoms_to_graph(atoms, self.cutoff)
             reference = self._search(atoms)
-        index, shift = reference.edge_index, reference.edge_shift
-        vectors = reference.images @ cell + (positions[index[0]] - positions[index[1]])
-        near = np.einsum("ij,ij->i", vectors, vectors) <= self.cutoff**2
+        index, shift = _near(reference, positions, cell, self.cutoff)
         return AtomicGraph(
-            positions=torch.tensor(positions),
-            atomic_numbers=torch.as_tensor(atoms.numbers.astype(np.int64)),
-            cell=torch.tensor(cell)[None],
-            pbc=torch.tensor(atoms.pbc)[None],
-            edge_index=torch.as_tensor(index[:, near]),
-            edge_shift=torch.as_tensor(shift[near]),
+            positions=torch.from_numpy(positions.copy()),
+            atomic_numbers=torch.from_numpy(atoms.numbers.astype(np.int64)),
+            cell=torch.from_numpy(cell.copy())[None],
+            pbc=torch.from_numpy(atoms.pbc.copy())[None],
+            edge_index=torch.from_numpy(index),
+            edge_shift=torch.from_numpy(shift),
             cutoff=torch.tensor([self.cutoff], dtype=torch.float64),
         )
 
@@ -91,8 +90,7 @@ class VerletList:
     def _search(self, atoms: Atoms) -> _Reference:
         positions, cell = atoms.get_positions(), np.array(atoms.cell)
         index, shift = neighbor_list(positions, cell, atoms.pbc, self.cutoff + self.skin)
-        images = shift.astype(np.float64)
-        self._reference = _Reference(positions, cell, atoms.pbc.copy(), index, shift, images)
+        self._reference = _Reference(positions, cell, atoms.pbc.copy(), index, shift)
         self.searches += 1
         return self._reference
 
@@ -110,3 +108,17 @@ class VerletList:
         u = atoms.positions - moved
         farthest = float(np.sqrt(np.einsum("ij,ij->i", u, u).max()))
         return shortest * (self.cutoff + self.skin) - 2 * farthest > self.cutoff + ROUNDING
+
+
+def _near(reference: _Reference, positions: Array, cell: Array, cutoff: float) -> Edges:
+    """Choose the edges of the list that are within the cutoff now."""
+    index, shift = reference.edge_index, reference.edge_shift
+    if default_backend() != "torch" and numba_missing() is None:
+        from mlip.ops.cpu import cache
+
+        found, shifts = np.empty_like(index), np.empty_like(shift)
+        count = cache.loops().near_edges(positions, cell, index, shift, cutoff, found, shifts)
+        return np.ascontiguousarray(found[:, :count]), shifts[:count]
+    vectors = shift @ cell + (positions[index[0]] - positions[index[1]])
+    near = np.einsum("ij,ij->i", vectors, vectors) <= cutoff**2
+    return index[:, near], shift[near]

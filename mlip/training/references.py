@@ -231,9 +231,7 @@ def residual_rmse(found: EnergyStatistics, references: Mapping[int, float], of: 
     return float(np.linalg.norm(factor[:, -1] - factor[:, :-1] @ mu) / np.sqrt(found.counts[of]))
 
 
-def summarise(
-    references: Mapping[int, float], found: EnergyStatistics, source: str
-) -> References:
+def summarise(references: Mapping[int, float], found: EnergyStatistics, source: str) -> References:
     """Compute the residual RMSE of all structures and of each element.
 
     Args:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -30,16 +33,18 @@ def check_equal(kept, atoms) -> None:
     strain=st.sampled_from([0.0, 0.002, 0.05]),
     pbc=st.tuples(*[st.booleans()] * 3),
     seed=st.integers(0, 10_000),
+    backend=st.sampled_from(["auto", "torch"]),
 )
-def test_graphs_equal_a_fresh_search(skin, step, strain, pbc, seed):
+def test_graphs_equal_a_fresh_search(skin, step, strain, pbc, seed, backend):
     rng = np.random.default_rng(seed)
     atoms = bulk("Cu", "fcc", a=3.7) * (2, 1, 2)
     atoms.pbc = pbc
     kept = VerletList(CUTOFF, skin)
-    for _ in range(8):
-        atoms.set_cell(atoms.cell @ (np.eye(3) + strain * rng.normal(size=(3, 3))), True)
-        atoms.positions += step * rng.normal(size=atoms.positions.shape)
-        check_equal(kept.graph(atoms), atoms)
+    with patch.dict(os.environ, MLIP_BACKEND=backend):
+        for _ in range(8):
+            atoms.set_cell(atoms.cell @ (np.eye(3) + strain * rng.normal(size=(3, 3))), True)
+            atoms.positions += step * rng.normal(size=atoms.positions.shape)
+            check_equal(kept.graph(atoms), atoms)
 
 
 def test_small_moves_reuse_the_list_and_large_ones_do_not(copper):

@@ -28,8 +28,7 @@ CHUNK_EDGES = 1 << 15  # one thread goes through them in about 0.2 ms
 MOST_CHUNKS = 8  # each has forces of its own, which are added up
 
 
-@torch.library.custom_op("mlip::forces_and_virial", mutates_args=(), device_types="cpu")
-def sums_op(
+def sums(
     edge_gradient: Tensor,
     edge_vector: Tensor,
     edge_index: Tensor,
@@ -37,7 +36,7 @@ def sums_op(
     n_nodes: int,
     n_graphs: int,
 ) -> tuple[Tensor, Tensor]:
-    """Operator of ``mlip.ops.forces_and_virial``; edges in any order, fastest sorted by target."""
+    """Evaluate ``mlip.ops.forces_and_virial``, without derivatives; fastest sorted by target."""
     check_edges(edge_gradient, edge_vector, edge_index, batch, n_nodes)
     arrays = _arrays(edge_gradient, edge_vector, edge_index, batch)
     n_edges = edge_index.shape[1]
@@ -57,6 +56,11 @@ def sums_op(
     dtype = edge_gradient.dtype
     of_forces, of_virial = (_added(parts) for parts in (forces, virial))
     return torch.from_numpy(of_forces).to(dtype), torch.from_numpy(of_virial).to(dtype)
+
+
+sums_op = torch.library.custom_op(
+    "mlip::forces_and_virial", sums, mutates_args=(), device_types="cpu"
+)
 
 
 @torch.library.custom_op("mlip::edge_slopes", mutates_args=(), device_types="cpu")

@@ -117,6 +117,36 @@ def table_slopes(table, rows, interval, t, gradient, out, e0, e1):  # type: igno
 
 
 @njit(**OPTIONS)
+def near_edges(positions, cell, edges, shifts, cutoff, index, shift):  # type: ignore[no-untyped-def]
+    """Copy the edges that are no longer than the cutoff, in order.
+
+    Args:
+        positions, cell: [N, 3] and [3, 3], Å.
+        edges, shifts: [2, E] and [E, 3] int64; atoms that exist.
+        cutoff: Å.
+        index, shift: as these; written from the front.
+
+    Returns:
+        Number of edges written.
+    """
+    count = 0
+    for e in range(edges.shape[1]):
+        i, j = edges[0, e], edges[1, e]
+        square = 0.0
+        x, y, z = shifts[e, 0], shifts[e, 1], shifts[e, 2]
+        for k in range(3):
+            image = x * cell[0, k] + y * cell[1, k] + z * cell[2, k]
+            length = image + (positions[i, k] - positions[j, k])
+            square += length * length
+        if square <= cutoff * cutoff:
+            index[0, count], index[1, count] = i, j
+            for k in range(3):
+                shift[count, k] = shifts[e, k]
+            count += 1
+    return count
+
+
+@njit(**OPTIONS)
 def edge_sums(gradient, vector, source, target, batch, forces, virial, e0, e1):  # type: ignore[no-untyped-def]
     """Add the forces and the symmetric virial of edges e0 … e1 − 1; see ``edge_gradient.py``.
 
