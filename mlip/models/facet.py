@@ -14,7 +14,7 @@ them. Features are a tuple of [N, 2l+1, C_l].
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -48,6 +48,9 @@ from mlip.ops import (
     sum_messages,
 )
 from mlip.so3 import spherical_harmonics
+
+if TYPE_CHECKING:
+    from mlip.models.facet_inference import Weights
 
 
 class FacetConfig(BaseModel):
@@ -129,11 +132,15 @@ class FacetConfig(BaseModel):
 
 
 class Edges(NamedTuple):
-    """What all blocks share: harmonics [E, K], enveloped radial basis [E, R], neighbours."""
+    """What all blocks share: harmonics [E, K], enveloped radial basis [E, R], neighbours.
+
+    inference: nobody asks for derivatives by weights or for second ones.
+    """
 
     harmonics: Tensor
     basis: Tensor
     neighbors: Neighborhood
+    inference: bool = False
 
 
 class FacetBlock(nn.Module):
@@ -162,9 +169,16 @@ class FacetBlock(nn.Module):
         initial = 0.0 if config.residual_normalization else 1.0
         self.residual_gain = ChannelGain(target, initial) if config.block_residual else None
         self.output_gain = ChannelGain(target, 1.0) if config.output_normalization else None
+        self.prepared: tuple[tuple[int, ...], Weights] | None = None
 
     def forward(self, x: Features, edges: Edges) -> Features:
         """Map features of all atoms to the target channels."""
+        if edges.inference and not self.training:
+            from mlip.models.facet_inference import block_in_inference
+
+            found = block_in_inference(self, x, edges)
+            if found is not None:
+                return found
         y = add(self.message(x, edges), self.skip(x))
         z = self.update(y)
         if self.residual_gain is not None:
@@ -261,6 +275,7 @@ class Facet(nn.Module):
         """
         species = self.species_of[graph.atomic_numbers]
         edges = self.edges(graph.edge_vector, graph.edge_index, species.shape[0])
+        edges = edges._replace(inference=getattr(graph, "inference", False))
         x: Features = (self.embedding[species][:, None, :],)  # [N, 1, C]
         scalars = []
         for block, readout in zip(self.blocks, self.readouts, strict=True):

@@ -115,8 +115,7 @@ class SphereProductUpdate(nn.Module):
 
     def forward(self, y: Features) -> Features:
         """Map [N, 2l+1, channels_in[l]] to [N, 2l+1, channels_out[l]]."""
-        to_grid = table_like(y[0], _minimal_to_grid, *self.grid)
-        from_grid = table_like(y[0], _minimal_from_grid, *self.grid)[: self.n_out]
+        to_grid, from_grid = self.tables(y[0])
         u = stack_degrees(self.up(y))  # [N, (L+1)², order·C]
         v = split_degrees(sphere_products(u, to_grid, from_grid, self.order, self.backend))
         joined = tuple(torch.cat([a, b], dim=2) for a, b in zip(y, v, strict=False))
@@ -126,6 +125,11 @@ class SphereProductUpdate(nn.Module):
             linear[0] + gates[0],
             *(part * (1 + g) for part, g in zip(linear[1:], gates[1:], strict=True)),
         )
+
+    def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the matrices to the grid [G, (L+1)²] and back, like a tensor."""
+        to_grid = table_like(like, _minimal_to_grid, *self.grid)
+        return to_grid, table_like(like, _minimal_from_grid, *self.grid)[: self.n_out]
 
 
 def _published_to_grid(lmax: int, n_latitude: int, n_longitude: int, quadrature: str) -> Tensor:

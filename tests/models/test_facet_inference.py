@@ -1,0 +1,126 @@
+"""Blocks of Facet written out for inference agree with the general way, or leave it to it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from ase.build import bulk
+
+from mlip.graph import atoms_to_graph
+from mlip.models import create_model
+from mlip.models.facet_inference import prepared
+from mlip.ops.backend import decisions
+from mlip.potential import Potential
+
+pytest.importorskip("numba")
+
+BASE = {"elements": (29, 79), "cutoff": 4.2, "embedding": 16, "outputs": 16}
+MODELS = {
+    "degrees 0 to 2, twice": {"hidden": ((32, 16, 16), (32, 16, 16))},
+    "messages of higher degree": {"hidden": ((32, 16),), "message": (32, 32, 16, 16)},
+    "two factors": {"hidden": ((16, 16),), "product_order": 2},
+    "no residual": {"hidden": ((16, 16, 16),), "block_residual": False},
+    "fewer channels out": {"hidden": ((32, 32), (16, 16))},
+    "a degree left out": {"hidden": ((16, 0, 16), (16, 0, 16))},
+}
+OTHERS = {
+    "gates": {"node_update": "gate", "hidden": ((16, 16),)},
+    "radial network": {"radial_hidden": (8,), "hidden": ((16, 16),)},
+    "odd channels": {"hidden": ((20, 12),)},
+    "normalised": {"residual_normalization": True, "hidden": ((16, 16),)},
+    "mixed before": {"linear_before": True, "hidden": ((16, 16),)},
+}
+
+
+def make(options: dict, dtype: torch.dtype = torch.float64) -> Potential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = create_model("facet", {**BASE, **options})
+        for weight in model.parameters():  # gains too, which start at one
+            weight.data += 0.1 * torch.randn_like(weight)
+    return Potential(model).to_dtype(dtype).eval()
+
+
+def alloy():
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+    atoms.symbols[::3] = "Au"
+    atoms.rattle(0.1, seed=2)
+    return atoms
+
+
+def plain(potential: Potential) -> Potential:
+    other = copy.deepcopy(potential)
+    other.model.backend = "torch"
+    return other
+
+
+def blocks_used() -> set[str]:
+    return {name for name, how in decisions().items() if "Facet block" in name and "CPU" in how}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_agrees_with_the_general_way(name, dtype):
+    potential = make(MODELS[name], dtype)
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    found, truth = potential(graph), plain(make(MODELS[name]))(graph)
+    assert blocks_used()
+    known = plain(potential)(graph)
+    rounding = (100 if dtype == torch.float64 else 2) * torch.finfo(dtype).eps
+    for name in ("energies", "forces", "stress"):
+        a, b, exact = (getattr(each, name) for each in (found, known, truth))
+        assert (a - exact).norm() <= 2 * (b - exact).norm() + rounding * exact.norm()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_settings_go_the_general_way(name):
+    potential = make(OTHERS[name])
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    for a, b in zip(potential(graph), plain(potential)(graph), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    reasons = [how for key, how in decisions().items() if "Facet block" in key]
+    assert any("plain PyTorch: " in reason for reason in reasons)
+
+
+def test_changed_weights_are_noticed():
+    potential = make(MODELS["two factors"])
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    first = potential(graph)
+    block = potential.model.blocks[0]
+    assert prepared(block) is prepared(block)
+    with torch.no_grad():
+        block.skip.weights[0].mul_(1.5)
+    changed = potential(graph)
+    assert (changed.energy - first.energy).abs() > 1e-6
+    torch.testing.assert_close(changed.energy, plain(potential)(graph).energy, rtol=1e-12, atol=0)
+
+
+def test_second_derivatives_go_the_general_way():
+    """Weights of a model in evaluation have gradients still, of forces too."""
+    potential = make(MODELS["two factors"])
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    weight = potential.model.blocks[0].after.weights[0]
+    slopes = []
+    for model in (potential, plain(potential)):
+        own = model.model.blocks[0].after.weights[0]
+        forces = model(graph, create_graph=True).forces
+        (slope,) = torch.autograd.grad(forces.square().sum(), own)
+        slopes.append(slope)
+    assert weight.requires_grad
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+
+
+def test_results_do_not_depend_on_threads():
+    potential = make(MODELS["degrees 0 to 2, twice"], torch.float32)
+    graph = atoms_to_graph(alloy() * (3, 3, 3), potential.cutoff)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(potential(graph).forces)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
