@@ -27,7 +27,6 @@ Backend = Literal["auto", "torch", "numba", "cuda"]
 HIGHEST_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
 CHECK_EDGES = 512
 CHANNEL_BLOCK = {torch.float32: 16, torch.float64: 8}  # channels of one vector
-NO_CUDA = "it has no CUDA kernel"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of results and gradients
 
 logger = logging.getLogger("mlip")
@@ -122,7 +121,7 @@ def use_kernel(
     tensors: list[Tensor],
     check: Callable[[], tuple[float, float]],
     numba: str | None = None,
-    cuda: str | None = NO_CUDA,
+    cuda: str | None = None,
 ) -> bool:
     """Decide whether the kernel of the device runs.
 

@@ -45,7 +45,7 @@ def forces_and_virial(
         )
 
     use = edge_index.shape[1] > 0 and use_kernel(
-        backend, "forces and virial of edges", [edge_gradient, edge_vector], check, cuda=None
+        backend, "forces and virial of edges", [edge_gradient, edge_vector], check
     )
     return (_kernel if use else _definition)(edge_gradient, edge_vector, *structure)
 

@@ -69,6 +69,8 @@ def _definition(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Te
 
 
 def _kernel(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tensor:
-    from mlip.ops.cpu.sphere_products import products_op
-
+    if u.device.type == "cuda":
+        from mlip.ops.cuda.sphere_products import products_op
+    else:
+        from mlip.ops.cpu.sphere_products import products_op
     return products_op(u, to_grid, from_grid, order)

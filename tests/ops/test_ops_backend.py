@@ -22,6 +22,7 @@ from mlip.ops import (
     operator_gather,
     operator_scatter,
     rotate_gather,
+    sphere_products,
     sum_messages,
 )
 from mlip.ops.cpu import runner
@@ -137,6 +138,8 @@ def test_tensors_on_a_gpu_go_to_its_kernels(monkeypatch):
         batch = torch.empty(5, dtype=torch.int64, device="cuda")
         forces, virial = forces_and_virial(weights, weights, ends, batch, 5, 2, "cuda")
         assert (forces.shape, virial.shape) == ((5, 3), (2, 3, 3))
+        tables = x.new_empty(20, 9), x.new_empty(4, 20)
+        assert sphere_products(y, *tables, 3, "cuda").shape == (7, 4, 2)
         with pytest.raises(InputError, match="device cuda"):
             operator_gather(x, matrix, weights, ends, "numba")
     assert backend._refused == {}

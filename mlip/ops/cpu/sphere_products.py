@@ -46,15 +46,25 @@ def _run(loop: str, u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int, *
     threads.run_range(call, len(u), serial=work < SERIAL)
 
 
-def _check(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int, *gradient: Tensor) -> None:
-    """Raise an error for what would make the compiled code read outside of its arrays."""
+def check(
+    u: Tensor,
+    to_grid: Tensor,
+    from_grid: Tensor,
+    order: int,
+    *gradient: Tensor,
+    on_cpu: bool = True,
+) -> None:
+    """Raise an error for what would make the compiled code read outside of its arrays.
+
+    On other devices any number of channels is right.
+    """
     channels = u.shape[-1] // order
     facts = {
         "u": u.dim() == 3 and u.shape[2] == order * channels,
         "to_grid": to_grid.dim() == 2 and to_grid.shape[1] == u.shape[1],
         "from_grid": from_grid.dim() == 2 and from_grid.shape[1] == len(to_grid),
         "order": order >= 2,
-        "number of channels": odd_channels(channels, u.dtype) is None,
+        "number of channels": not (on_cpu and odd_channels(channels, u.dtype)),
         "precision": {t.dtype for t in (u, to_grid, from_grid, *gradient)} == {u.dtype},
         "gradient": all(
             t.shape == (len(u), len(from_grid), (order - 1) * channels) for t in gradient
@@ -64,18 +74,36 @@ def _check(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int, *gradient:
     if wrong:
         raise InputError(
             f"products on the sphere: {', '.join(wrong)} do not fit; expected the shapes of "
-            "mlip.ops.sphere_products, one precision, channels in multiples of "
+            "mlip.ops.sphere_products, one precision, on the CPU channels in multiples of "
             f"{CHANNEL_BLOCK[u.dtype]}"
         )
+
+
+def products(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tensor:
+    """Compute ``sphere_products`` without derivatives."""
+    check(u, to_grid, from_grid, order)
+    out = u.new_empty(out_shape(u, from_grid, order))
+    _run("products", u, to_grid, from_grid, order, out)
+    return out
+
+
+def slopes(u: Tensor, gradient: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tensor:
+    """Compute the gradient by u of Σ gradient·products without derivatives."""
+    check(u, to_grid, from_grid, order, gradient)
+    out = torch.empty_like(u, memory_format=torch.contiguous_format)
+    _run("slopes", u, to_grid, from_grid, order, gradient, out)
+    return out
+
+
+def out_shape(u: Tensor, from_grid: Tensor, order: int) -> tuple[int, int, int]:
+    """Return the shape of the products."""
+    return u.shape[0], from_grid.shape[0], u.shape[2] // order * (order - 1)
 
 
 @torch.library.custom_op("mlip::sphere_products", mutates_args=(), device_types="cpu")
 def products_op(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tensor:
     """Operator of ``mlip.ops.sphere_products``."""
-    _check(u, to_grid, from_grid, order)
-    out = u.new_empty(_out_shape(u, from_grid, order))
-    _run("products", u, to_grid, from_grid, order, out)
-    return out
+    return products(u, to_grid, from_grid, order)
 
 
 @torch.library.custom_op("mlip::sphere_products_backward", mutates_args=(), device_types="cpu")
@@ -83,19 +111,12 @@ def slopes_op(
     u: Tensor, gradient: Tensor, to_grid: Tensor, from_grid: Tensor, order: int
 ) -> Tensor:
     """Operator of the gradient by u of Σ gradient·products."""
-    _check(u, to_grid, from_grid, order, gradient)
-    out = torch.empty_like(u, memory_format=torch.contiguous_format)
-    _run("slopes", u, to_grid, from_grid, order, gradient, out)
-    return out
-
-
-def _out_shape(u: Tensor, from_grid: Tensor, order: int) -> tuple[int, int, int]:
-    return u.shape[0], from_grid.shape[0], u.shape[2] // order * (order - 1)
+    return slopes(u, gradient, to_grid, from_grid, order)
 
 
 @products_op.register_fake
 def _(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tensor:  # noqa: ARG001
-    return u.new_empty(_out_shape(u, from_grid, order))
+    return u.new_empty(out_shape(u, from_grid, order))
 
 
 @slopes_op.register_fake
@@ -129,18 +150,18 @@ def _double_backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         replaced = torch.cat([*factors[:i], other[i], *factors[i + 1 :]], 2)
         first = max(i - 1, 0)  # products before it do not hold this factor
         if ctx.needs_input_grad[1]:
-            products = products_op(replaced, *tables, order).chunk(order - 1, 2)
+            changed = products_op(replaced, *tables, order).chunk(order - 1, 2)
             of_gradient = [
                 known + part if m >= first else known
-                for m, (known, part) in enumerate(zip(of_gradient, products, strict=True))
+                for m, (known, part) in enumerate(zip(of_gradient, changed, strict=True))
             ]
         if ctx.needs_input_grad[0]:
             parts = gradient.chunk(order - 1, 2)
             held = torch.cat([torch.zeros_like(p) for p in parts[:first]] + [*parts[first:]], 2)
-            slopes = slopes_op(replaced, held, *tables, order).chunk(order, 2)
+            changed = slopes_op(replaced, held, *tables, order).chunk(order, 2)
             of_u = [
                 known + part if j != i else known
-                for j, (known, part) in enumerate(zip(of_u, slopes, strict=True))
+                for j, (known, part) in enumerate(zip(of_u, changed, strict=True))
             ]
     return (
         torch.cat(of_u, 2) if ctx.needs_input_grad[0] else None,  # type: ignore[arg-type]
