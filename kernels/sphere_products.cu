@@ -3,33 +3,21 @@
 // With f_i = to_grid u_i on the points of a grid, the products f_1 f_2, ..., f_1 ... f_ORDER, each
 // multiplied by from_grid; and the gradient by u of a sum of them.
 //
-// One thread for a channel of an atom, a column: its coefficients and sums stay in registers, entries
-// of both matrices come in tiles of points through shared memory, and nothing of the size of the grid
-// is written. Sums go from point to point: no atomics, the same bits every time.
+// One thread for a channel of an atom, with its coefficients and sums in registers; entries of both
+// matrices come in tiles of points through shared memory, and nothing of the size of the grid is
+// written. Sums go from point to point: no atomics, the same bits every time.
+#include "columns.cuh"
 #include "sphere_products_table.h"
 
-// A point in shared memory: its row of to_grid, from FROM its column of from_grid. Steps of four, so
-// that entries are read four at a time.
+// A point in shared memory: its row of to_grid, from FROM its column of from_grid. Steps of four let
+// entries be read four at a time.
 constexpr int FROM = (ROWS + 3) / 4 * 4, STEP = FROM + (OUT_ROWS + 3) / 4 * 4;
-
-// Where the channel of a thread stands; threads beyond the last one repeat it.
-struct Column {
-  bool exists;
-  size_t atom;
-  int channel;
-  __device__ __forceinline__ Column(int n_atoms, int channels) {
-    const size_t column = (size_t)blockIdx.x * BLOCK + threadIdx.x, n = (size_t)n_atoms * channels;
-    exists = column < n;
-    atom = (exists ? column : n - 1) / channels;
-    channel = (int)((exists ? column : n - 1) - atom * channels);
-  }
-};
 
 // Coefficients of all parts of the channels, from and to arrays [atoms, N, PARTS * channels].
 template <int PARTS, int N, typename T>
 __device__ __forceinline__ void load(const T* from, const Column& column, int channels,
                                      T (&values)[PARTS][N]) {
-  const T* at = from + column.atom * (N * PARTS) * channels + column.channel;
+  const T* at = from + column.row * (N * PARTS) * channels + column.channel;
 #pragma unroll
   for (int row = 0; row < N; ++row) {
 #pragma unroll
@@ -43,7 +31,7 @@ template <int PARTS, int N, typename T>
 __device__ __forceinline__ void store(T* to, const Column& column, int channels,
                                       const T (&values)[PARTS][N]) {
   if (!column.exists) return;
-  T* at = to + column.atom * (N * PARTS) * channels + column.channel;
+  T* at = to + column.row * (N * PARTS) * channels + column.channel;
 #pragma unroll
   for (int row = 0; row < N; ++row) {
 #pragma unroll

@@ -24,6 +24,8 @@ from mlip.ops.backend import (
     odd_channels,
     use_kernel,
 )
+from mlip.ops.gated_product import gated_product as compiled_product
+from mlip.ops.sphere_tables import SphereTables, factorise
 from mlip.so3 import degree_major, latitude_longitude_grid, order_major, order_sizes
 
 
@@ -131,9 +133,8 @@ def gated_product(
         odd = "the grid is a published one"
 
     def fast(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
-        from mlip.ops.cpu.sphere import sphere_product as compiled
-
-        return compiled(lmax, mmax, basis.in_frame, order_major_grid(basis), extra, gate, hidden)
+        tables = sphere_tables(basis)
+        return compiled_product(lmax, mmax, basis.in_frame, tables, extra, gate, hidden)
 
     def plain(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
         joined = torch.cat([hidden[0][:, extra:], *hidden[1:]], dim=1)
@@ -150,9 +151,12 @@ def gated_product(
 
 
 @lru_cache(maxsize=64)
-def order_major_grid(basis: SphereBasis) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Return what makes `grid_matrices` in a frame, the same object for the same basis."""
-    return partial(grid_matrices, basis._replace(in_frame=True))
+def sphere_tables(basis: SphereBasis) -> Callable[[], SphereTables]:
+    """Return what splits the matrices of a basis, the same object for the same basis."""
+    lmax, mmax = basis.lmax, basis.mmax
+    longitudes = basis.points[1] if basis.points else 3 * mmax + 1
+    matrices = partial(grid_matrices, basis._replace(in_frame=True))
+    return lambda: factorise(*matrices(), lmax, mmax, longitudes)
 
 
 def gate_by_degree(x: Tensor, scalars: Tensor, degrees: Tensor) -> Tensor:

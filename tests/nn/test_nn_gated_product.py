@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mlip.nn.sphere_product import SphereBasis, gated_product, grid_matrices
-from mlip.ops.cpu.sphere_text import factorise
+from mlip.ops.sphere_tables import factorise
 from mlip.so3 import degree_major, order_major, order_sizes
 
 DOUBLE = torch.float64
@@ -82,4 +82,4 @@ def test_what_the_compiled_code_cannot_do_is_done_plainly(monkeypatch, basis, wi
 def test_only_grids_of_circles_are_factorised():
     there, back = grid_matrices(SphereBasis(4, 2, True))
     with pytest.raises(ValueError, match="no product of latitudes and longitudes"):
-        factorise(there[torch.randperm(len(there), generator=torch.Generator())], back, 4, 2)
+        factorise(there[torch.randperm(len(there), generator=torch.Generator())], back, 4, 2, 7)

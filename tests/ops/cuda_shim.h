@@ -36,6 +36,7 @@ struct dim3 {
 
 #define __host__
 #define __device__
+#define __constant__
 #define __global__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from mlip.ops.cuda.program import tile_size
+from mlip.ops.cuda.table_text import array, constant_function
 from mlip.ops.rotation import RotationSignature
 
 BLOCK = 128  # threads
@@ -37,13 +36,15 @@ def table_text(signature: RotationSignature) -> str:
     most = max(map(len, by_degree))
     names = [f"y{i}" for i in range(len(sizes))]
     functions = [
-        _function("rows_of_degree", "l", map(len, by_degree)),
-        _function("first_entry", "l", (_first(entries, degree) for degree in range(lmax + 1))),
-        _function("degree_of_entry", "entry", (degree for degree, _, _ in entries)),
-        _function("order_of_row", "row", (order for order, _ in places)),
-        _function("position_of_row", "row", (position for _, position in places)),
-        _function("rows_of_order", "order", sizes),
-        _function(
+        constant_function("rows_of_degree", "l", map(len, by_degree)),
+        constant_function(
+            "first_entry", "l", (_first(entries, degree) for degree in range(lmax + 1))
+        ),
+        constant_function("degree_of_entry", "entry", (degree for degree, _, _ in entries)),
+        constant_function("order_of_row", "row", (order for order, _ in places)),
+        constant_function("position_of_row", "row", (position for _, position in places)),
+        constant_function("rows_of_order", "order", sizes),
+        constant_function(
             "row_of_degree",
             f"l * {most} + i",
             (row for rows in by_degree for row in [*rows, *[-1] * (most - len(rows))]),
@@ -61,23 +62,10 @@ constexpr int BLOCK = {BLOCK}, TILE = {tile_size(len(entries))}, CHUNKS = {chunk
 
 {"".join(functions)}
 // where an entry stands in the dense matrix, and back; -1: it is zero
-{_array("place_of_entry", (row * columns + column for _, row, column in entries))}
-{_array("entry_of_place", places_back)}
+{array("place_of_entry", (row * columns + column for _, row, column in entries))}
+{array("entry_of_place", places_back)}
 """
 
 
 def _first(entries: list[tuple[int, int, int]], degree: int) -> int:
     return next(i for i, (own, _, _) in enumerate(entries) if own == degree)
-
-
-def _function(name: str, index: str, values: Iterable[int], arguments: str = "") -> str:
-    numbers = ", ".join(map(str, values))
-    arguments = arguments or f"int {index}"
-    return (
-        f"__device__ constexpr int {name}({arguments}) {{\n"
-        f"  constexpr int table[] = {{{numbers}}};\n  return table[{index}];\n}}\n"
-    )
-
-
-def _array(name: str, values: Iterable[int]) -> str:
-    return f"__device__ const short {name}[] = {{{', '.join(map(str, values))}}};"
