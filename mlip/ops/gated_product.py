@@ -54,12 +54,12 @@ def gated_product(
 def _kernels(gate: Tensor) -> Callable[..., Kernels]:
     """What makes the compiled code for the device of a tensor."""
     if gate.device.type == "cuda":
-        from mlip.ops.cuda.gated_product import CudaKernels
+        from mlip.ops.cuda.gated_product import GridKernels as ForCuda
 
-        return CudaKernels
-    from mlip.ops.cpu.sphere import CpuKernels
+        return ForCuda
+    from mlip.ops.cpu.sphere import GridKernels
 
-    return CpuKernels
+    return GridKernels
 
 
 class _Product(torch.autograd.Function):

@@ -11,29 +11,44 @@ from torch import Tensor
 
 from mlip.graph import AtomicGraph, atoms_to_graph
 from mlip.models import create_model
-from mlip.ops.cpu import double_backward, library, rotation, shared_operator
+from mlip.ops import backend
+from mlip.ops.cpu import (
+    double_backward,
+    library,
+    rotation,
+    shared_operator,
+    sphere,
+    sphere_products,
+)
 from mlip.ops.cuda import convolution as cuda_convolution
 from mlip.ops.cuda import double_backward as cuda_double_backward
+from mlip.ops.cuda import gated_product as cuda_gated_product
 from mlip.ops.cuda import rotation as cuda_rotation
 from mlip.ops.cuda import shared_operator as cuda_shared_operator
+from mlip.ops.cuda import sphere_products as cuda_sphere_products
 from mlip.potential import Potential
 from tests.ops.host_cuda import needs_compiler, on_host
 
 __all__ = ["on_host"]
 pytestmark = needs_compiler
-ROTATIONS = [(rotation, cuda_rotation, ("gather", "scatter_add", "slopes_add"))]
+FRAMES = [
+    (rotation, cuda_rotation, ("gather", "scatter_add", "slopes_add")),
+    (sphere, cuda_gated_product, ("GridKernels",)),
+]
 OPERATORS = [(shared_operator, cuda_shared_operator, ("gather", "scatter_add", "slopes"))]
-CONVOLUTION = [
+NODES = [
     (library, cuda_convolution, ("convolve", "convolve_backward")),
     (double_backward, cuda_double_backward, ("second_derivatives",)),
+    (sphere_products, cuda_sphere_products, ("products", "slopes")),
 ]
+# numbers of channels that CPU kernels would not take
 MODELS = {
-    "facet": ({"hidden": [[8, 8]], "embedding": 8, "outputs": 8}, CONVOLUTION),
+    "facet": ({"hidden": [[8, 5]], "embedding": 8, "outputs": 8}, NODES),
     "equiformer_v3": (
-        {"lmax": 2, "layers": 1, "channels": 8, "feed_forward_hidden": 8, "edge_channels": 8},
-        ROTATIONS,
+        {"lmax": 2, "layers": 1, "channels": 6, "feed_forward_hidden": 5, "edge_channels": 8},
+        FRAMES,
     ),
-    "tdn": ({"lmax": 1, "channels": 8, "heads": 2}, OPERATORS),
+    "tdn": ({"lmax": 1, "channels": 6, "heads": 2}, OPERATORS),
 }
 
 
@@ -60,12 +75,14 @@ def test_energies_forces_and_training_equal_plain_pytorch(on_host, monkeypatch, 
     config, replacements = MODELS[name]
     torch.manual_seed(0)
     potential = Potential(create_model(name, {"elements": [1, 8], **config}).double())
+    potential.eval()
     graph = atoms_to_graph(molecule("H2O"), potential.cutoff)
     monkeypatch.setenv("MLIP_BACKEND", "torch")
     expected = answers(potential, graph)
 
     on_host()
     monkeypatch.setenv("MLIP_BACKEND", "numba")
+    monkeypatch.setattr(backend, "refusal", lambda tensors, numba, cuda: cuda)  # noqa: ARG005
     calls: list[str] = []
     for replaced, kernels, functions in replacements:
         for function in functions:

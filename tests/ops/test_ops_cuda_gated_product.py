@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mlip.nn.sphere_product import SphereBasis, gated_product, sphere_tables
 from mlip.ops import backend
 from mlip.ops import gated_product as operator
-from mlip.ops.cuda.gated_product import CudaKernels
+from mlip.ops.cuda.gated_product import GridKernels
 from mlip.ops.cuda.program import Program
 from mlip.ops.sphere_tables import block_sizes
 from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits
@@ -60,7 +60,7 @@ class Case:
 
     def kernels(self) -> dict[str, Tensor]:
         """The same by the kernels."""
-        kernels = CudaKernels(*self.basis[:3], sphere_tables(self.basis), self.gate)
+        kernels = GridKernels(*self.basis[:3], sphere_tables(self.basis), self.gate)
         tensors = (self.extra, self.gate, self.hidden)
         return _named(kernels.product(*tensors), kernels.slopes(*tensors, self.gradients))
 
@@ -101,7 +101,7 @@ def test_published_degrees_as_accurate_as_the_definition_and_the_same_bits(on_ho
 @pytest.mark.parametrize("basis", BASES[:3])
 def test_derivatives_by_finite_differences(on_host, monkeypatch, basis):
     on_host()
-    monkeypatch.setattr(operator, "_kernels", lambda gate: CudaKernels)  # noqa: ARG005
+    monkeypatch.setattr(operator, "_kernels", lambda gate: GridKernels)  # noqa: ARG005
     case = Case(basis, n_rows=2, width=2, extra=0)
     leaves = [tensor.requires_grad_() for tensor in (case.gate, *case.hidden)]
 

@@ -26,7 +26,7 @@ def _module(lmax: int, mmax: int, in_frame: bool, tables: Tables, dtype: str) ->
     return cache.load(f"sphere_l{lmax}m{mmax}_{dtype}", text)
 
 
-class CpuKernels:
+class GridKernels:
     """Kernels of ``mlip.ops.gated_product`` for one grid and the precision of the gate."""
 
     def __init__(self, lmax: int, mmax: int, in_frame: bool, tables: Tables, gate: Tensor) -> None:

@@ -23,7 +23,7 @@ def product_program(lmax: int, mmax: int, in_frame: bool, tables: Tables) -> Pro
     return Program("gated_product.cu", {"gated_product_table.h": text})
 
 
-class CudaKernels:
+class GridKernels:
     """Kernels of ``mlip.ops.gated_product`` for one grid."""
 
     def __init__(
@@ -55,6 +55,7 @@ class CudaKernels:
 
     def _launch(self, kernel: str, extra: int, gate: Tensor, tensors: list[Tensor]) -> None:
         n_rows, width = gate.shape
-        arguments = [*(tensor.contiguous() for tensor in tensors), n_rows, width, extra]
+        arrays = [tensor.contiguous() for tensor in tensors]
         grid = (-(-n_rows * width // BLOCK),)
-        self.program.launch(kernel, gate.dtype, grid, BLOCK, 0, arguments)
+        sizes = (n_rows, width, extra)
+        self.program.launch(kernel, gate.dtype, grid, BLOCK, 0, (*arrays, *sizes))
