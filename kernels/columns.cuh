@@ -1,4 +1,6 @@
 // One thread for a channel of a row, of which neighbouring threads have neighbouring channels.
+// Kernels with so much in registers ask for one block at least, __launch_bounds__(BLOCK, 1):
+// without it the compiler moves a few numbers to memory for the sake of one block more.
 #pragma once
 
 // exists: the thread has one; threads beyond the last one are given it again.

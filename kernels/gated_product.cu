@@ -6,12 +6,13 @@
 //   C_mu = sum of tau[mu, i, j] A_i B_j                        the product over the longitudes
 //   out[row] = gate * sum of Q[t, row] C_mu(row) over t.
 //
-// tau is symmetric, so both gradients are such products with P and Q in other places. One thread for a
-// channel of a row: coefficients and sums in registers, each number read and written once, nothing of
-// the size of the grid anywhere. One thread makes each sum: no atomics, the same bits every time.
+// tau is symmetric, so both gradients are such products with P and Q in other places. One thread
+// for a channel of a row: coefficients and sums in registers, each number read and written once,
+// nothing of the size of the grid anywhere. One thread makes each sum: no atomics, the same bits
+// every time.
 //
-// A function has one array or one for each order, y0, y1, ...: [N, rows of the array, 2 width], halves a
-// and b; the first begins with `extra` numbers. Tables are in gated_product_table.h.
+// A function has one array or one for each order, y0, y1, ...: [N, rows of the array, 2 width],
+// halves a and b; the first begins with `extra` numbers. Tables are in gated_product_table.h.
 #include "columns.cuh"
 #include "gated_product_table.h"
 #include "lanes.cuh"
@@ -56,7 +57,7 @@ __device__ __forceinline__ void amplitudes(int latitude, const T (&x)[ROWS], T (
   });
 }
 
-// The product of two functions: X, Y are the tables on their way to the circles, OUT that of the sums.
+// The product of two functions: X, Y are their tables on the way to circles, OUT that of the sums.
 template <int X, int Y, int OUT, typename T>
 __device__ __forceinline__ void product(const T (&x)[ROWS], const T (&y)[ROWS], T (&sums)[ROWS]) {
   unrolled<0, ROWS>([&](auto index) { sums[decltype(index)::value] = 0; });
@@ -74,7 +75,7 @@ __device__ __forceinline__ void product(const T (&x)[ROWS], const T (&y)[ROWS], 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(BLOCK) gated_product(
+__global__ void __launch_bounds__(BLOCK, 1) gated_product(
     ARRAYS(const T* __restrict__, y), const T* __restrict__ gate, ARRAYS(T* __restrict__, out),
     int n_rows, int width, int extra) {
   const Column column(n_rows, width);
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(BLOCK) gated_product(
 
 // Gradients by the first half and the gate, then by the second half, from those g by the product.
 template <typename T>
-__global__ void __launch_bounds__(BLOCK) gated_slopes(
+__global__ void __launch_bounds__(BLOCK, 1) gated_slopes(
     ARRAYS(const T* __restrict__, y), const T* __restrict__ gate, ARRAYS(const T* __restrict__, g),
     ARRAYS(T* __restrict__, of_y), T* __restrict__ of_gate, int n_rows, int width, int extra) {
   const Column column(n_rows, width);

@@ -9,8 +9,8 @@
 #include "columns.cuh"
 #include "sphere_products_table.h"
 
-// A point in shared memory: its row of to_grid, from FROM its column of from_grid. Steps of four let
-// entries be read four at a time.
+// A point in shared memory: its row of to_grid, from FROM its column of from_grid. Steps of four
+// let entries be read four at a time.
 constexpr int FROM = (ROWS + 3) / 4 * 4, STEP = FROM + (OUT_ROWS + 3) / 4 * 4;
 
 // Coefficients of all parts of the channels, from and to arrays [atoms, N, PARTS * channels].
@@ -95,7 +95,7 @@ __device__ __forceinline__ void for_points(const T* to_grid, const T* from_grid,
 }
 
 template <typename T>
-__global__ void __launch_bounds__(BLOCK) sphere_products(
+__global__ void __launch_bounds__(BLOCK, 1) sphere_products(
     const T* __restrict__ u, const T* __restrict__ to_grid, const T* __restrict__ from_grid,
     T* __restrict__ out, int n_atoms, int channels, int points) {
   SHARED_DYN(T, tile);  // [TILE][STEP]
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(BLOCK) sphere_products(
 }
 
 template <typename T>
-__global__ void __launch_bounds__(BLOCK) sphere_slopes(
+__global__ void __launch_bounds__(BLOCK, 1) sphere_slopes(
     const T* __restrict__ u, const T* __restrict__ gradient, const T* __restrict__ to_grid,
     const T* __restrict__ from_grid, T* __restrict__ out, int n_atoms, int channels, int points) {
   SHARED_DYN(T, tile);  // [TILE][STEP]

@@ -1,9 +1,10 @@
-"""Time the kernels of EquiformerV3, TDN and of forces beside plain PyTorch, on a GPU or the CPU.
+"""Time the kernels of nodes, frames and forces beside plain PyTorch, on a GPU or the CPU.
 
     python scripts/bench/device_kernels.py [--device cuda] [--atoms 1000] [--repeats 20]
 
 40 neighbours an atom in any order, 128 channels, float32, degrees up to 4 and orders up to 2
-(rotations), degrees up to 3 (shared operators); forces and virial in float64. Kernel and plain form
+(rotations, gated products), degrees up to 3 (shared operators), three factors of degree 2 (running
+products); forces and virial in float64. Kernel and plain form
 take turns, after 3 calls each; the device is waited for before and after each call. GB/s: what
 inputs and results hold, read or written once. "Both" is forward and all gradients. Errors are
 relative to plain PyTorch in float64.
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mlip.nn.sphere_product import SphereBasis, gated_product, grid_matrices
 from mlip.ops import (
     RotationSignature,
     forces_and_virial,
@@ -27,8 +29,9 @@ from mlip.ops import (
     operator_scatter,
     rotate_gather,
     rotate_scatter,
+    sphere_products,
 )
-from mlip.so3 import degree_major
+from mlip.so3 import degree_major, order_sizes
 
 NEIGHBORS, CHANNELS = 40, 128
 
@@ -80,6 +83,28 @@ def operators(n_atoms: int, device: torch.device) -> list[Operator]:
         Operator("K x of both ends", gather, [x, k, weights]),
         Operator("K y to the targets", scatter, [randn(n_edges, 16, CHANNELS), k, weights]),
         Operator("forces and virial", forces, vectors),
+        *sphere_operators(n_atoms, n_edges, device),
+    ]
+
+
+def sphere_operators(n_atoms: int, n_edges: int, device: torch.device) -> list[Operator]:
+    """Make random inputs of products on the sphere: of atoms, and of edges in their frames."""
+    basis = SphereBasis(4, 2, in_frame=True)
+    matrices = grid_matrices(SphereBasis(2, 2, in_frame=False))
+
+    def products(name: str, u: Tensor) -> tuple[Tensor, ...]:
+        tables = (matrix.to(u) for matrix in matrices)
+        return (sphere_products(u, *tables, 3, name),)
+
+    def gated(name: str, gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
+        return gated_product(basis, hidden, 0, gate, name)
+
+    u = torch.randn(n_atoms, 9, 3 * CHANNELS, device=device)
+    gate = torch.randn(n_edges, CHANNELS, device=device)
+    hidden = [torch.randn(n_edges, 2 * CHANNELS * n, device=device) for n in order_sizes(4, 2)]
+    return [
+        Operator("three factors on the sphere", products, [u]),
+        Operator("gated product of edges", gated, [gate, *hidden]),
     ]
 
 

@@ -19,15 +19,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mlip.nn.sphere_product import SphereBasis
 from mlip.ops import RotationSignature
 from mlip.ops.cuda.double_backward import cuda_double_backward
 from mlip.ops.cuda.program import Grid, Program
 from mlip.ops.cuda.segments import cuda_segment_shares, cuda_segment_sum
 from tests.ops import test_ops_cuda_convolution as convolutions
 from tests.ops import test_ops_cuda_edge_gradient as forces
+from tests.ops import test_ops_cuda_gated_product as gated
 from tests.ops import test_ops_cuda_rotation as rotations
 from tests.ops import test_ops_cuda_segments as segments
 from tests.ops import test_ops_cuda_shared_operator as operators
+from tests.ops import test_ops_cuda_sphere_products as products
 from tests.ops import test_ops_double_backward as seconds
 from tests.ops.host_cuda import HERE, KERNEL, HostModule, entries
 
@@ -124,6 +127,8 @@ def record() -> dict[tuple[Program, str], list[bytes]]:
         rotations.Case(RotationSignature(2, 1), dtype=SINGLE, n_edges=12).kernels()
         operators.Case(dtype=SINGLE, n_edges=12).kernels()
         forces.Case(60, 9, SINGLE).kernels()
+        products.Case(5, 3, 70, 3, channels=50, dtype=SINGLE).kernels()
+        gated.Case(SphereBasis(2, 1, True), dtype=SINGLE).kernels()
     finally:
         Program._module = original  # type: ignore[method-assign]
     return launches
@@ -167,8 +172,9 @@ def no_barriers(text: str) -> str:
 
 
 def one_row_too_many(text: str) -> str:
-    """Let the edges of an atom or segment end where those of the next do."""
-    return text.replace("[atom + 1]", "[atom + 2]").replace("[segment + 1]", "[segment + 2]")
+    """Let the edges of an atom or segment, or channels, end where those of the next do."""
+    text = text.replace("[atom + 1]", "[atom + 2]").replace("[segment + 1]", "[segment + 2]")
+    return text.replace("column.row *", "(column.row + 1) *")
 
 
 CHECKS = (

@@ -7,13 +7,21 @@ import re
 import pytest
 
 from mlip.errors import InputError
+from mlip.nn.sphere_product import SphereBasis, sphere_tables
 from mlip.ops import RotationSignature
 from mlip.ops.cuda import compiler, edge_gradient
+from mlip.ops.cuda.gated_product import product_program
 from mlip.ops.cuda.program import Program
 from mlip.ops.cuda.rotation import rotation_program
 from mlip.ops.cuda.shared_operator import operator_program
+from mlip.ops.cuda.sphere_products import products_program
 
-# program, and the most registers of its kernels in float32 and in float64
+
+def gated_program(lmax: int, mmax: int, in_frame: bool) -> Program:
+    return product_program(lmax, mmax, in_frame, sphere_tables(SphereBasis(lmax, mmax, in_frame)))
+
+
+# program, and the most registers of its kernels in float32 and in float64; None: they may spill
 PROGRAMS = {
     "rotations, degrees 3, orders 2": (rotation_program(RotationSignature(3, 2)), 110, 160),
     "rotations, degrees 4, orders 2": (rotation_program(RotationSignature(4, 2)), 110, 160),
@@ -22,6 +30,16 @@ PROGRAMS = {
     "shared operator, degree 3": (operator_program(16, 16), 150, 170),
     "shared operator, degree 4": (operator_program(25, 25), 110, 130),
     "forces and virial": (edge_gradient.PROGRAM, 50, 50),
+    "three factors, degree 2": (products_program(9, 9, 3), 130, 210),
+    "three factors, degree 3 to 1": (products_program(16, 4, 3), 160, None),
+    "three factors, degree 3": (products_program(16, 16, 3), 190, None),
+    "two factors, degree 4": (products_program(25, 25, 2), 190, None),
+    "gated product, edges, degree 3": (gated_program(3, 2, True), 90, 150),
+    "gated product, edges, degree 4": (gated_program(4, 2, True), 100, 180),
+    "gated product, edges, degree 6": (gated_program(6, 2, True), 130, None),
+    "gated product, atoms, degree 3": (gated_program(3, 3, False), 110, 180),
+    "gated product, atoms, degree 4": (gated_program(4, 4, False), 160, 255),
+    "gated product, atoms, degree 6": (gated_program(6, 6, False), 255, None),
 }
 
 
@@ -55,5 +73,7 @@ def test_nothing_spills(name, architecture):
     found = usage(program, architecture)
     assert set(found) == set(program.kernels)
     for kernel, (registers, spilled) in found.items():
-        assert spilled == 0, f"{kernel}: {found}"
-        assert registers <= most["double" in kernel], f"{kernel}: {found}"
+        limit = most["double" in kernel]
+        if limit is not None:
+            assert spilled == 0, f"{kernel}: {found}"
+            assert registers <= limit, f"{kernel}: {found}"
