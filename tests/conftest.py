@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,11 @@ def shared() -> Path:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture
+def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Run CUDA kernels on the CPU; call it with an order of threads, and a change of text."""
+    from tests.ops.host_cuda import launches_on_host
+
+    yield from launches_on_host(monkeypatch)

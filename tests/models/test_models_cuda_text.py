@@ -27,9 +27,8 @@ from mlip.ops.cuda import rotation as cuda_rotation
 from mlip.ops.cuda import shared_operator as cuda_shared_operator
 from mlip.ops.cuda import sphere_products as cuda_sphere_products
 from mlip.potential import Potential
-from tests.ops.host_cuda import needs_compiler, on_host
+from tests.ops.host_cuda import needs_compiler
 
-__all__ = ["on_host"]
 pytestmark = needs_compiler
 FRAMES = [
     (rotation, cuda_rotation, ("gather", "scatter_add", "slopes_add")),

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +108,12 @@ class HostModule:
             raise RuntimeError(library.shim_error().decode())
 
 
-@pytest.fixture
-def on_host(monkeypatch: pytest.MonkeyPatch):
-    """Make launches with tensors of the CPU run here; call it with an order, and a change of text.
+def launches_on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Make launches with tensors of the CPU run here: the body of the fixture ``on_host``.
 
-    Kernels of device "cuda" are to be called as the functions that are registered for it. What they
-    must write is NaN before, and so is the memory around it, which must stay so.
+    What it yields is to be called with an order of threads, and a change of text. Kernels of device
+    "cuda" are to be called as the functions that are registered for it. What they must write is NaN
+    before, and so is the memory around it, which must stay so.
     """
     new_empty = Tensor.new_empty
     around: list[Tensor] = []

@@ -20,9 +20,8 @@ from mlip.ops.cuda.convolution import (
 )
 from mlip.ops.cuda.program import Program
 from mlip.potential import load_potential, shipped_potentials
-from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler, on_host
+from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler
 
-__all__ = ["on_host"]
 UNEVEN = ConvolutionSignature((5, 40, 3), 2, (0, 1, 2), natural_parity=True)
 WIDE = ConvolutionSignature((130,), 3, (0, 1, 2, 3), natural_parity=True)
 ALL_PATHS = ConvolutionSignature((3, 33), 2, (0, 1, 2))

@@ -9,9 +9,8 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops import forces_and_virial
 from mlip.ops.cuda import edge_gradient as cuda
-from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits, without_barrier
+from tests.ops.host_cuda import guarded, needs_compiler, same_bits, without_barrier
 
-__all__ = ["on_host"]
 pytestmark = needs_compiler
 
 DOUBLE = torch.float64

@@ -13,9 +13,8 @@ from mlip.ops import RotationSignature, rotate_gather, rotate_scatter
 from mlip.ops.cpu import rotation as cpu
 from mlip.ops.cuda import rotation as cuda
 from mlip.so3 import degree_major
-from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits, without_barrier
+from tests.ops.host_cuda import guarded, needs_compiler, same_bits, without_barrier
 
-__all__ = ["on_host"]
 pytestmark = needs_compiler
 
 DOUBLE = torch.float64

@@ -7,9 +7,8 @@ import torch
 
 from mlip.ops import envelope_softmax
 from mlip.ops.cuda.segments import cuda_segment_shares, cuda_segment_sum
-from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler, on_host
+from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler
 
-__all__ = ["on_host"]
 pytestmark = needs_compiler
 ROWS = (0, 5, 0, 33, 1, 0)  # of each segment
 

@@ -11,7 +11,7 @@ from mlip.ops.cpu.double_backward import packed_double_backward
 from mlip.ops.cpu.library import encode, packed_convolution
 from mlip.ops.cuda import compiler
 from mlip.ops.cuda.double_backward import cuda_double_backward, second_programs
-from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler, on_host
+from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler
 from tests.ops.test_ops_cuda_convolution import (
     ALL_PATHS,
     UNEVEN,
@@ -22,7 +22,6 @@ from tests.ops.test_ops_cuda_convolution import (
     usage,
 )
 
-__all__ = ["on_host"]
 SMALL = ConvolutionSignature((8, 8), 1, (0, 1), True)
 MANY = ConvolutionSignature((130, 5), 1, (0, 1), True)  # two groups, one of two blocks of channels
 ALL = [True] * 5
