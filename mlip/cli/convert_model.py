@@ -82,7 +82,7 @@ def convert_model(
 ) -> None:
     """Convert an official EquiformerV3 or TDN checkpoint; nothing in it is executed."""
     from mlip.errors import InputError
-    from mlip.models.official_files import recognise
+    from mlip.models.official_files import read_checkpoint_file, recognise
 
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: potentials are named NAME.safetensors")
@@ -103,7 +103,8 @@ def convert_model(
         "gradient": gradient,
     }
     convert: Any
-    if recognise(checkpoint) == "tdn":
+    content = read_checkpoint_file(checkpoint)
+    if recognise(content, checkpoint) == "tdn":
         from mlip.models.tdn_import import import_tdn as convert
 
         own, foreign = of_tdn, of_v3
@@ -114,7 +115,8 @@ def convert_model(
     if misplaced := _given(foreign):
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in misplaced)
         raise InputError(f"{checkpoint}: its architecture has no use for {flags}")
-    potential = convert(checkpoint, elements=_atomic_numbers(elements), **_given(own))
+    kept = _atomic_numbers(elements)
+    potential = convert(checkpoint, content=content, elements=kept, **_given(own))
     potential.save(output)
     _report(potential, output)
 

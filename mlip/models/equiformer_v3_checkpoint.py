@@ -52,14 +52,21 @@ class OfficialCheckpoint(NamedTuple):
     facts: dict[str, Any]
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> OfficialCheckpoint:
+def read_checkpoint(
+    path: str | os.PathLike[str], content: Mapping[str, Any] | None = None
+) -> OfficialCheckpoint:
     """Read tensors and plain values; no code in the file runs.
+
+    Args:
+        path: of the file.
+        content: what ``read_checkpoint_file`` found in it, if that was called before.
 
     Raises:
         CheckpointError: missing or damaged file, one that holds more than tensors and plain
             values, or one of another layout.
     """
-    content = read_checkpoint_file(path)
+    if content is None:
+        content = read_checkpoint_file(path)
     weights = state_of(content, path)
     config = content.get("config")
     return OfficialCheckpoint(

@@ -31,6 +31,7 @@ GARBAGE = 1e6  # eV; fitted references of elements without data are zero or abou
 def import_potential(
     checkpoint: str | os.PathLike[str],
     *,
+    content: Mapping[str, Any] | None = None,
     config: str | os.PathLike[str] | None = None,
     weights: Literal["ema", "raw"] | None = None,
     references: str | os.PathLike[str] | None = None,
@@ -41,6 +42,7 @@ def import_potential(
 
     Args:
         checkpoint: file of the official trainer, or of a bare state dict.
+        content: what ``read_checkpoint_file`` found in it, if that was called before.
         config: training YAML; default the configuration in the checkpoint.
         weights: averaged or raw; default the averaged ones, as in the official inference, and raw
             if there are no others.
@@ -53,7 +55,7 @@ def import_potential(
             that do not fit the configuration.
         InputError: another model, unsupported settings or elements.
     """
-    found = read_checkpoint(checkpoint)
+    found = read_checkpoint(checkpoint, content)
     settings = found.config if config is None else read_config(config)
     source = str(checkpoint if config is None else config)
     if settings is None:

@@ -75,13 +75,13 @@ def state_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[s
     return weights
 
 
-def recognise(path: str | os.PathLike[str]) -> Architecture:
+def recognise(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Architecture:
     """Tell of which architecture an official checkpoint is.
 
     Raises:
-        CheckpointError: as for the two readers above, or none that can be converted.
+        CheckpointError: it holds no weights, or none of a model that can be converted.
     """
-    weights = state_of(read_checkpoint_file(path), path)
+    weights = state_of(content, path)
     for architecture, mark in _MARKS.items():
         if mark in weights:
             return architecture

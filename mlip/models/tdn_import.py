@@ -35,6 +35,7 @@ PUBCHEMQCR = (
 def import_tdn(
     checkpoint: str | os.PathLike[str],
     *,
+    content: Mapping[str, Any] | None = None,
     elements: Sequence[int] | None = None,
     cutoff: float = CUTOFF,
     trained_on: TrainingSet = "PubChemQCR-S",
@@ -45,6 +46,7 @@ def import_tdn(
 
     Args:
         checkpoint: a training checkpoint, or a bare state dict.
+        content: what ``read_checkpoint_file`` found in it, if that was called before.
         elements: atomic numbers to keep; default those of PubChemQCR.
         cutoff: Å.
         trained_on: sets average numbers of atoms and neighbours, constants of the official code.
@@ -62,7 +64,8 @@ def import_tdn(
         raise InputError(f"unknown training set {trained_on!r}; use PubChemQCR-S or PubChemQCR")
     if not cutoff > 0:
         raise InputError(f"the cutoff is {cutoff} Å; expected more than 0")
-    content = read_checkpoint_file(checkpoint)
+    if content is None:
+        content = read_checkpoint_file(checkpoint)
     weights = state_of(content, checkpoint)
     average_atoms, average_degree = OFFICIAL_AVERAGES[trained_on]
     config = config_from_official(

@@ -172,10 +172,15 @@ def test_elements(golden, tmp_path):
         import_potential(path, elements=[11, 40])
 
 
-def test_command_writes_an_ordinary_potential(golden, tmp_path):
+def test_command_writes_an_ordinary_potential(golden, tmp_path, monkeypatch):
     path, out = golden.save(tmp_path / "a.pt"), tmp_path / "v3.safetensors"
+    load, read = torch.load, []
+    monkeypatch.setattr(
+        torch, "load", lambda name, **given: read.append(name) or load(name, **given)
+    )
     result = CliRunner().invoke(app, ["convert-model", str(path), str(out), "--elements", "Na,Cl"])
     assert result.exit_code == 0, result.output
+    assert read == [path]
     potential = Potential.load(out)
     assert potential.elements == (11, 17)
     check(potential, golden)

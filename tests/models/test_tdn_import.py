@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mlip.cli.app import app
 from mlip.errors import CheckpointError, InputError
-from mlip.models.official_files import recognise
+from mlip.models.official_files import read_checkpoint_file, recognise
 from mlip.models.tdn_import import PUBCHEMQCR, import_tdn
 from mlip.ops.tensor_products.factors import NAMES
 from mlip.potential import Potential
@@ -65,15 +65,20 @@ def check(potential, golden, kind):
 )
 def test_every_kind_of_file(golden, tmp_path, wrap, bare):
     path = save(golden, tmp_path / "a.pth", wrap=wrap, bare=bare)
-    assert recognise(path) == "tdn"
+    assert recognise(read_checkpoint_file(path), path) == "tdn"
     check(import_tdn(path, cutoff=3.0, elements=ELEMENTS), golden, "direct")
 
 
-def test_command_writes_an_ordinary_potential(golden, tmp_path):
+def test_command_writes_an_ordinary_potential(golden, tmp_path, monkeypatch):
     path, out = save(golden, tmp_path / "a.pth"), tmp_path / "tdn.safetensors"
+    load, read = torch.load, []
+    monkeypatch.setattr(
+        torch, "load", lambda name, **given: read.append(name) or load(name, **given)
+    )
     command = ["convert-model", str(path), str(out), "--cutoff", "3", "--gradient"]
     done = CliRunner().invoke(app, [*command, "--elements", "Ar,He,O,N,C,H"])
     assert done.exit_code == 0, done.output
+    assert read == [path]
     assert "not a total energy" in done.output
     assert "cutoff 3 Å and average numbers of PubChemQCR-S" in done.output
     potential = Potential.load(out)
