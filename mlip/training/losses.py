@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mlip.errors import InputError
 from mlip.graph import AtomicGraph, batch_index
+from mlip.penalty import penalty
 from mlip.potential import Potential, Prediction
 from mlip.training.config import LossConfig
 
@@ -146,22 +147,6 @@ def residuals(prediction: Prediction, graph: AtomicGraph, units: Units = PLAIN) 
 def _residual(prediction: Tensor, label: Tensor, known: Tensor, counted: Tensor) -> Residual:
     mask = known.reshape(-1, *(1,) * (label.dim() - 1))
     return Residual(torch.where(mask, prediction - label, 0.0), known, counted)
-
-
-def penalty(values: Tensor, kind: str, delta: float) -> Tensor:
-    """Return the penalty of each row of residuals [n, ...], [n].
-
-    It acts on the length of the row (a force vector, a stress tensor), so that the loss does
-    not depend on the orientation of the structure. See `LossConfig` for the formulas.
-    """
-    square = values.reshape(values.shape[0], -1).square().sum(-1)
-    if kind == "mse":
-        return square
-    small = square <= (delta * delta if kind == "huber" else 0.0)
-    length = torch.where(small, 1.0, square).sqrt()  # no 0/0 in the gradient
-    if kind == "l1":
-        return torch.where(small, 0.0, length)
-    return torch.where(small, square / (2 * delta), length - delta / 2)
 
 
 def penalties(found: Residuals, config: LossConfig, units: Units) -> list[Tensor | None]:

@@ -22,8 +22,8 @@ from mlip.models.tdn_official import config_from_official, model_from_official, 
 from mlip.ops.tensor_products import Degrees, Factors, mixed_product
 from mlip.ops.tensor_products.factors import NAMES
 from mlip.ops.tensor_products.interface import coupling_tensor
+from mlip.penalty import penalty
 from mlip.so3 import spherical_harmonics
-from mlip.training.losses import penalty
 from mlip.validation.parity import (
     TOLERANCE,
     Arrays,

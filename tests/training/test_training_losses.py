@@ -11,13 +11,13 @@ from ase import Atoms
 
 from mlip.datasets import Structure, structure_to_graph
 from mlip.graph import batch_graphs
+from mlip.penalty import penalty
 from mlip.potential import Prediction
 from mlip.training.config import LossConfig
 from mlip.training.losses import (
     Weights,
     label_counts,
     loss_terms,
-    penalty,
     residuals,
     structure_losses,
     weighted_loss,
