@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from functools import cache
+from types import ModuleType
 from typing import Literal, cast, get_args
 
 import torch
@@ -156,6 +157,18 @@ def use_kernel(
             f"backend={backend!r} cannot run the {signature}: {reason}; choose 'auto' or 'torch'"
         )
     return reason is None
+
+
+def kernels_of(operator: str, tensor: Tensor) -> ModuleType:
+    """Import what launches the kernels of an operator on the device of a tensor.
+
+    Statements, not ``importlib``: compilers that trace a model follow these alone.
+    """
+    if tensor.device.type == "cuda":
+        from mlip.ops.cuda import rotation, shared_operator
+    else:
+        from mlip.ops.cpu import rotation, shared_operator  # type: ignore[no-redef]
+    return {"rotation": rotation, "shared_operator": shared_operator}[operator]
 
 
 def decisions() -> dict[str, str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from mlip.ops.backend import (
     Backend,
     compare,
     default_backend,
+    kernels_of,
     odd_channels,
     use_kernel,
 )
@@ -85,7 +85,7 @@ def rotate_gather(
     """
     if _use_kernel(backend, signature, [x], matrix, scale, ends):
         degrees = (signature.lmax, signature.mmax)
-        return tuple(_kernels(x).gather_op(x, matrix, scale, ends, *degrees))
+        return tuple(kernels_of("rotation", x).gather_op(x, matrix, scale, ends, *degrees))
     return _gather(signature, x, matrix, scale, ends)
 
 
@@ -111,7 +111,7 @@ def rotate_scatter(
     """
     if _use_kernel(backend, signature, orders, matrix, scale, ends):
         degrees = (signature.lmax, signature.mmax)
-        scatter_op = _kernels(matrix).scatter_op
+        scatter_op = kernels_of("rotation", matrix).scatter_op
         return scatter_op(list(orders), matrix, scale, ends, n_atoms, *degrees)
     return _scatter(signature, orders, matrix, scale, ends, n_atoms)
 
@@ -126,7 +126,7 @@ def add_to_ends(
 ) -> None:
     """Add ``rotate_scatter`` to x [N, K, C], which is contiguous; without derivatives."""
     if _use_kernel(None, signature, [x, *orders], matrix, scale, ends):
-        _kernels(x).scatter_add(signature, x, orders, matrix, scale, ends)
+        kernels_of("rotation", x).scatter_add(signature, x, orders, matrix, scale, ends)
     elif len(matrix):
         for part, end in zip(_back(signature, orders, matrix, scale, ends), ends, strict=True):
             x.index_add_(0, end, part)
@@ -144,7 +144,7 @@ def add_slopes(
 ) -> None:
     """Add ∂φ/∂D and ∂φ/∂s to contiguous tensors of their shapes; without derivatives."""
     if _use_kernel(None, signature, [x, *orders], matrix, scale, ends):
-        kernels = _kernels(x)
+        kernels = kernels_of("rotation", x)
         kernels.slopes_add(signature, x, orders, matrix, scale, ends, of_matrix, of_scale)
     elif len(matrix):
         pair = torch.cat([x.index_select(0, end) for end in ends], dim=2)
@@ -226,17 +226,6 @@ def _use_kernel(
     return use_kernel(backend, signature, [matrix, scale, *features], check, odd, many)
 
 
-def _kernels(tensor: Tensor) -> ModuleType:
-    """What launches kernels on the device of a tensor."""
-    if tensor.device.type == "cuda":
-        from mlip.ops.cuda import rotation as for_cuda
-
-        return for_cuda
-    from mlip.ops.cpu import rotation as for_cpu
-
-    return for_cpu
-
-
 def _compared(
     signature: RotationSignature, matrix: Tensor, scale: Tensor, n_ends: int, width: int
 ) -> tuple[float, float]:
@@ -256,7 +245,7 @@ def _compared(
         return (_scatter(signature, there, d, s, ends, n_atoms),)
 
     def fast(x: Tensor, d: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-        kernels, degrees = _kernels(x), (signature.lmax, signature.mmax)
+        kernels, degrees = kernels_of("rotation", x), (signature.lmax, signature.mmax)
         there = kernels.gather_op(x, d, s, ends, *degrees)
         return (kernels.scatter_op(there, d, s, ends, n_atoms, *degrees),)
 

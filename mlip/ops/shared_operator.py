@@ -13,7 +13,6 @@ the product alone, where features belong to edges.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from mlip.ops.backend import (
     Backend,
     compare,
     default_backend,
+    kernels_of,
     odd_channels,
     use_kernel,
 )
@@ -59,7 +59,7 @@ def operator_apply(
         w · K x, [E, d3, C].
     """
     if _use_kernel(backend, x, operator, weights, n_ends=1):
-        return _kernels(x).apply_op(x, operator, weights)
+        return kernels_of("shared_operator", x).apply_op(x, operator, weights)
     return _apply(operator, x, weights)
 
 
@@ -79,7 +79,7 @@ def operator_gather(
         w · K (x_{end 1} + x_{end 2} + …), [E, d3, C].
     """
     if _use_kernel(backend, x, operator, weights, len(ends)):
-        return _kernels(x).gather_op(x, operator, weights, ends)
+        return kernels_of("shared_operator", x).gather_op(x, operator, weights, ends)
     return _gather(x, operator, weights, ends)
 
 
@@ -105,14 +105,14 @@ def operator_scatter(
         [N, d3, C].
     """
     if _use_kernel(backend, y, operator, weights, len(ends)):
-        return _kernels(y).scatter_op(y, operator, weights, ends, n_atoms)
+        return kernels_of("shared_operator", y).scatter_op(y, operator, weights, ends, n_atoms)
     return _scatter(y, operator, weights, ends, n_atoms)
 
 
 def add_to_ends(x: Tensor, y: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> None:
     """Add ``operator_scatter`` to x [N, d3, C], which is contiguous; without derivatives."""
     if _use_kernel(None, y, operator, weights, len(ends)):
-        _kernels(x).scatter_add(x, y, operator, weights, ends)
+        kernels_of("shared_operator", x).scatter_add(x, y, operator, weights, ends)
     else:
         product = _apply(operator, y, weights)
         for end in ends:
@@ -124,7 +124,7 @@ def operator_slopes(
 ) -> tuple[Tensor, Tensor]:
     """Compute ∂φ/∂K [E, d3, d1] and ∂φ/∂w [E, C]; without derivatives."""
     if _use_kernel(None, x, operator, weights, len(ends)):
-        return _kernels(x).slopes_op(x, y, operator, weights, ends)
+        return kernels_of("shared_operator", x).slopes_op(x, y, operator, weights, ends)
     pair = _sum_of_ends(x, ends)
     return (y * weights[:, None]) @ pair.mT, (y * (operator @ pair)).sum(1)
 
@@ -170,17 +170,6 @@ def _use_kernel(
     return use_kernel(backend, signature, [features, operator, weights], check, odd, many)
 
 
-def _kernels(tensor: Tensor) -> ModuleType:
-    """What launches kernels on the device of a tensor."""
-    if tensor.device.type == "cuda":
-        from mlip.ops.cuda import shared_operator as for_cuda
-
-        return for_cuda
-    from mlip.ops.cpu import shared_operator as for_cpu
-
-    return for_cpu
-
-
 def _compared(operator: Tensor, weights: Tensor, n_ends: int) -> tuple[float, float]:
     """Errors of kernel and definition for products there and back, with plain features."""
     n_edges, _, columns = operator.shape
@@ -194,7 +183,7 @@ def _compared(operator: Tensor, weights: Tensor, n_ends: int) -> tuple[float, fl
         return (_scatter(_gather(x, k, w, ends), k.mT, w, ends, n_atoms),)
 
     def fast(x: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        kernels = _kernels(x)
+        kernels = kernels_of("shared_operator", x)
         there = kernels.gather_op(x, k, w, ends)
         return (kernels.scatter_op(there, k.mT, w, ends, n_atoms),)
 
