@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mlearn_data import ELEMENTS
 
 from mlip.errors import InputError
 from mlip.training.config import TrainConfig, build_config
 from mlip.training.run import POTENTIAL_FILE, train
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-MLEARN = ("Li", "Si", "Cu", "Ni", "Ge", "Mo")
 
 
 def data_files(folder: Path, pattern: str) -> list[str]:
@@ -36,7 +36,9 @@ def data_files(folder: Path, pattern: str) -> list[str]:
     Raises:
         InputError: there are none.
     """
-    found = [path for name in MLEARN for path in sorted((folder / f"mlearn_{name}").glob(pattern))]
+    found = [
+        path for name in ELEMENTS for path in sorted((folder / f"mlearn_{name}").glob(pattern))
+    ]
     found = found or sorted(folder.glob(pattern))
     if not found:
         raise InputError(f"{folder} holds no {pattern}, nor do folders mlearn_Li … in it")

@@ -19,10 +19,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mlearn_data import ELEMENTS
+
 from mlip.training.config import build_config
 from mlip.training.run import train
 
-ELEMENTS = ("Li", "Si", "Cu", "Ni", "Ge", "Mo")
 MODEL = {
     "name": "facet",
     "cutoff": 5.0,

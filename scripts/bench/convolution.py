@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from ase.build import bulk
+from copper import copper
 from torch import Tensor
 
 from mlip.graph import atoms_to_graph, edge_vectors
@@ -79,8 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    atoms = bulk("Cu", a=3.61, cubic=True).repeat(3)
-    atoms.rattle(0.05, seed=0)
+    atoms = copper(108)
     graph = atoms_to_graph(atoms, 5.0)
     neighbors = neighborhood(graph.edge_index, len(atoms))
     degrees = tuple(range(args.lmax + 1))

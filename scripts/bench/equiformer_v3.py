@@ -37,7 +37,7 @@ FORMS = ("published", "stored", "groups", "mlip", "splines")
 def build(form: str, number: int, threads: int) -> Callable[[], tuple[Any, ...]]:
     """Make the function that computes energy, forces and stress."""
     import torch
-    from ase.build import bulk
+    from copper import copper
     from equiformer_v3_published import PublishedForm
 
     import mlip.models.equiformer_v3 as equiformer_v3
@@ -54,10 +54,7 @@ def build(form: str, number: int, threads: int) -> Callable[[], tuple[Any, ...]]
         equiformer_v3.group_edges = lambda target, n_atoms: None  # noqa: ARG005
     model: Any = create_model("equiformer_v3", {"elements": (29,)}).eval().requires_grad_(False)
     potential = Potential(model.with_tables() if form == "splines" else model)
-    repeats = {32: (2, 2, 2), 108: (3, 3, 3), 256: (4, 4, 4)}[number]
-    atoms = bulk("Cu", a=3.61, cubic=True).repeat(repeats)
-    atoms.rattle(0.05, seed=0)
-    graph = atoms_to_graph(atoms, model.cutoff)
+    graph = atoms_to_graph(copper(number), model.cutoff)
     if form == "published":
         published = PublishedForm(model)
         return lambda: published(graph)

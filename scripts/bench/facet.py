@@ -20,7 +20,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from time_model import UNTRAINED, copper
+from copper import copper
+from time_model import UNTRAINED
 
 from mlip.graph import atoms_to_graph, batch_graphs
 from mlip.models import create_model
@@ -49,11 +50,7 @@ def simulation(potential: Potential, number: int) -> Callable[[], object]:
 
 def training(potential: Potential) -> Callable[[], object]:
     """Give a call with the gradients of a loss of energies and forces."""
-    graphs = []
-    for seed in range(8):
-        atoms = copper(32)
-        atoms.rattle(0.05, seed=seed)
-        graphs.append(atoms_to_graph(atoms, potential.cutoff))
+    graphs = [atoms_to_graph(copper(32, seed), potential.cutoff) for seed in range(8)]
     batch = batch_graphs(graphs)
 
     def call() -> None:

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 import torch
-from ase.build import bulk
+from copper import copper
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--cutoff", type=float, default=5.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    atoms = bulk("Cu", a=3.61, cubic=True).repeat(round((args.atoms / 4) ** (1 / 3)))
+    atoms = copper(args.atoms)
     rng = np.random.default_rng(0)
     potential = Potential(
         Nothing(args.cutoff), reference_energies={29: 0.0}, metadata={"model": "nothing"}

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.build import bulk
+from copper import copper
 
 TASKS = ("108 atoms", "500 atoms", "training step")
 STRUCTURES, CALLS, WARMUP = 8, 4, 2
@@ -48,13 +48,6 @@ FACET: dict[str, Any] = {
     "natural_parity": False,
     "neighbor_power": 1.0,
 }
-
-
-def copper(number: int, seed: int = 0) -> Atoms:
-    """Build a rattled cubic supercell of copper with 4n³ atoms."""
-    atoms = bulk("Cu", a=3.61, cubic=True).repeat(round((number / 4) ** (1 / 3)))
-    atoms.rattle(0.05, seed=seed)
-    return atoms
 
 
 def calls_of(calculator: Any, number: int) -> Callable[[], None]:

@@ -13,24 +13,24 @@ from pathlib import Path
 
 import torch
 from ase.build import bulk
+from ase.data import chemical_symbols
 
 from mlip.potential import load_potential
 from mlip.simulation.calculator import Calculator
 from mlip.simulation.evaluate import evaluate
 from mlip.validation.properties import nve_drift
 
-ELEMENTS = ("Li", "Si", "Cu", "Ni", "Ge", "Mo")
-
 
 def print_errors(folder: Path, name: str) -> None:
     """Print the mean absolute errors on each test set."""
     potential = load_potential(name)
+    elements = [chemical_symbols[number] for number in potential.elements]
     columns = []
-    for element in ELEMENTS:
+    for element in elements:
         data = folder / f"mlearn_{element}" / "test.extxyz.xz"
         columns.append(evaluate(data, potential, plots=False).overall)
-    print("| mean absolute error | " + " | ".join(ELEMENTS) + " |")
-    print("|---|" + "--:|" * len(ELEMENTS))
+    print("| mean absolute error | " + " | ".join(elements) + " |")
+    print("|---|" + "--:|" * len(elements))
     for label, quantity, factor, digits in (
         ("energy (meV/atom)", "energy", 1000, 2),
         ("forces (eV/Å)", "forces", 1, 4),

@@ -24,9 +24,8 @@ import time
 from typing import Any
 
 import numpy as np
-from ase import Atoms
-from ase.build import bulk
 from ase.calculators.emt import EMT
+from copper import copper
 
 COPPER: dict[str, Any] = {"elements": (29,), "cutoff": 6.0}
 UNTRAINED: dict[str, dict[str, Any]] = {
@@ -42,14 +41,6 @@ UNTRAINED: dict[str, dict[str, Any]] = {
         "edge_channels": 64,
     },
 }
-
-
-def copper(number: int) -> Atoms:
-    """Build a rattled cubic copper supercell with 4n³ atoms, 108 or 500."""
-    atoms = bulk("Cu", a=3.61, cubic=True).repeat(round((number / 4) ** (1 / 3)))
-    assert len(atoms) == number
-    atoms.rattle(0.05, seed=0)
-    return atoms
 
 
 def calculator(name: str, dtype: str) -> Any:

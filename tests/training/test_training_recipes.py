@@ -272,6 +272,7 @@ def test_script_trains_both_stages_and_from_scratch(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
 ) -> None:
     path = repository / "scripts" / "train_equiformer_v3.py"
+    monkeypatch.syspath_prepend(path.parent)  # as Python does for a script
     spec = importlib.util.spec_from_file_location("train_equiformer_v3", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
