@@ -7,7 +7,8 @@ import torch
 
 import mlip.models
 from mlip.potential import Potential
-from tests.model_contract import ELEMENTS, REFERENCES, ModelContract, cluster, crystal
+from tests.contract.base import ELEMENTS, REFERENCES, cluster, crystal
+from tests.model_contract import ModelContract
 from tests.toy_models import DirectForces, SkewStress, Toy, ToyConfig, WrongSignStress
 
 TOY = ("tests.toy_models", "Toy", "ToyConfig")

@@ -1,8 +1,13 @@
-"""Every model passes the inherited physics suite; one subclass each."""
+"""Every model passes the inherited physics suite; one subclass each.
+
+Most run what `auto` chooses, kernels or plain PyTorch for odd channels; the last ones run every
+operator on the named back end, or fail.
+"""
 
 from __future__ import annotations
 
-from tests.model_contract import ModelContract
+from tests.contract.models import EQUIFORMER_V3, FACET, SMALL_EQUIFORMER, SMALL_TDN, TDN
+from tests.model_contract import ModelContract, OnOneBackend
 
 
 class TestFacet(ModelContract):
@@ -39,21 +44,6 @@ class TestFacetWithoutVectors(ModelContract):
     layers = 2
 
 
-SMALL_EQUIFORMER = {
-    "cutoff": 4.2,
-    "layers": 2,
-    "channels": 6,
-    "attention_hidden": 4,
-    "heads": 2,
-    "alpha_channels": 3,
-    "value_channels": 3,
-    "feed_forward_hidden": 8,
-    "edge_channels": 8,
-    "n_radial": 5,
-    "average_degree": 20.0,
-}
-
-
 class TestEquiformerV3(ModelContract):
     """Orders above mmax are dropped; the embedding passes messages too."""
 
@@ -83,17 +73,6 @@ class TestDirectEquiformerV3(ModelContract):
     test_stress_equals_the_autograd_strain_derivative = None
     test_hessian_by_double_backward = None
     test_dynamics_conserve_energy = None
-
-
-SMALL_TDN = {
-    "cutoff": 4.2,
-    "layers": 2,
-    "channels": 8,
-    "heads": 2,
-    "n_radial": 5,
-    "radial_hidden": (8,),
-    "average_degree": 20.0,
-}
 
 
 class TestTDN(ModelContract):
@@ -128,25 +107,8 @@ class TestDirectTDN(ModelContract):
     test_dynamics_conserve_energy = None
 
 
-class OnOneBackend(ModelContract):
-    """The classes above run what `auto` chooses: kernels, or plain PyTorch for odd channels.
-
-    Here every operator runs on the named back end or fails. What shows no number is left out.
-    """
-
-    test_unknown_elements_are_named = None
-    test_save_and_load_give_the_same_bits = None
-    test_global_state_is_left_alone = None
-    test_the_graph_is_left_alone = None
-    test_vacuum_of_a_slab_does_not_matter = None
-    test_dynamics_conserve_energy = None
-
-
 class TestFacetOnKernels(OnOneBackend):
-    model = (
-        "facet",
-        {"cutoff": 4.2, "hidden": ((16, 16, 16), (16, 16)), "embedding": 8, "outputs": 8},
-    )
+    model = FACET
     layers = 3
     backend = "numba"
 
@@ -158,26 +120,14 @@ class TestFacetOnPyTorch(OnOneBackend):
 
 
 class TestEquiformerV3OnKernels(OnOneBackend):
-    model = (
-        "equiformer_v3",
-        {
-            **SMALL_EQUIFORMER,
-            "lmax": 2,
-            "mmax": 1,
-            "layers": 1,
-            "channels": 16,
-            "attention_hidden": 16,
-            "feed_forward_hidden": 16,
-            "value_channels": 8,
-        },
-    )
+    model = EQUIFORMER_V3
     layers = 2
     inversion = False
     backend = "numba"
 
 
 class TestTDNOnKernels(OnOneBackend):
-    model = ("tdn", {**SMALL_TDN, "lmax": 2, "layers": 1, "channels": 16})
+    model = TDN
     layers = 2
     inversion = False
     backend = "numba"

@@ -11,7 +11,7 @@ from torch import Tensor
 from mlip.graph import AtomicGraph, atoms_to_graph, batch_graphs
 from mlip.models import create_model
 from mlip.potential import Potential
-from tests.model_contract import ELEMENTS, cluster, crystal
+from tests.contract.base import ELEMENTS, cluster, crystal
 
 STEPS = 6
 MODELS: dict[str, dict[str, Any]] = {
