@@ -9,6 +9,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from mlip.benchmarks.kernel_work import (
+    FORCES_AND_VIRIAL,
+    SEGMENT_SUM,
+    Work,
+    convolution_work,
+    operator_work,
+    products_work,
+    rotation_work,
+)
 from mlip.nn.edge_frames import EdgeFrameBuilder
 from mlip.nn.sphere_product import SphereBasis, gated_product, grid_matrices
 from mlip.ops import (
@@ -27,7 +36,8 @@ from mlip.ops import (
     sphere_products,
     sum_messages,
 )
-from mlip.ops.cpu.coupling import forward_cost
+from mlip.ops.shared_operator import OperatorSignature
+from mlip.ops.sphere_products import ProductSignature
 from mlip.so3 import degree_major, order_sizes, spherical_harmonics
 
 N_RADIAL, HEADS, FACTORS = 8, 8, 3
@@ -50,16 +60,15 @@ class Sizes:
 class Case:
     """One operator and its inputs.
 
-    run: takes the back end and the inputs; returns tensors. flops: of the forward pass, one for an
-    addition and one for a product, None where forms of the operator differ. masks: of inputs whose
-    derivative exists for some entries alone. derivatives: how often the kernel can be
-    differentiated.
+    run: takes the back end and the inputs; returns tensors. work: operations of each pass, None
+    where forms of the operator differ. masks: of inputs whose derivative exists for some entries
+    alone. derivatives: how often the kernel can be differentiated.
     """
 
     name: str
     run: Callable[..., Outputs]
     inputs: Outputs
-    flops: int | None
+    work: Work | None
     masks: Mapping[int, Tensor] = field(default_factory=dict)
     derivatives: int = 2
 
@@ -102,10 +111,9 @@ def _convolution(inputs: Inputs, radial: bool) -> Case:
             signature, tensors[:n], tensors[n], tensors[n + 1], kernel, inputs.edges, backend
         )
 
-    cost = forward_cost(signature.paths, N_RADIAL if radial else 0)
-    flops = 2 * (cost.multiply_adds + cost.radial) * size.edges * size.channels
+    work = convolution_work(signature, N_RADIAL if radial else 0)
     name = "radial_convolution" if radial else "convolution"
-    return Case(name, run, (*x, harmonics, *last), flops)
+    return Case(name, run, (*x, harmonics, *last), work.times(size.edges * size.channels))
 
 
 def _rotation(inputs: Inputs, back: bool) -> Case:
@@ -124,14 +132,13 @@ def _rotation(inputs: Inputs, back: bool) -> Case:
     def scatter(backend: Backend, matrix: Tensor, scale: Tensor, *orders: Tensor) -> Outputs:
         return (rotate_scatter(signature, orders, matrix, scale, target, size.atoms, backend),)
 
-    flops = 2 * int(blocks.sum()) * n_ends * size.channels * size.edges
-    flops += len(signature.degrees) * n_ends * size.channels * size.edges
+    work = rotation_work(signature, back).times(n_ends * size.channels * size.edges)
     blocks = blocks.to(size.like.device)
     if back:
         orders = [inputs.randn(size.edges, rows, size.channels) for rows in signature.sizes]
-        return Case("rotate_scatter", scatter, (matrix, scale, *orders), flops, {0: blocks})
+        return Case("rotate_scatter", scatter, (matrix, scale, *orders), work, {0: blocks})
     x = inputs.randn(size.atoms, signature.n_coefficients, size.channels)
-    return Case("rotate_gather", gather, (x, matrix, scale), flops, {1: blocks})
+    return Case("rotate_gather", gather, (x, matrix, scale), work, {1: blocks})
 
 
 def _shared_operator(inputs: Inputs, back: bool) -> Case:
@@ -146,9 +153,9 @@ def _shared_operator(inputs: Inputs, back: bool) -> Case:
     x = inputs.randn(size.edges if back else size.atoms, width, size.channels)
     matrix = inputs.randn(size.edges, width, width)
     weights = inputs.randn(size.edges, size.channels)
-    flops = (2 * width + 2) * width * size.edges * size.channels
+    work = operator_work(OperatorSignature(width, width, 1 if back else 2))
     name = "operator_scatter" if back else "operator_gather"
-    return Case(name, run, (x, matrix, weights), flops)
+    return Case(name, run, (x, matrix, weights), work.times(size.edges * size.channels))
 
 
 def _segments(backend: Backend) -> ModuleType:
@@ -170,7 +177,7 @@ def _segment_sum(inputs: Inputs) -> Case:
         return (_segments(backend).csr_segment_sum(values, edges.target, edges.rowptr),)
 
     values = inputs.randn(size.edges, size.channels)
-    return Case("segment_sum", run, (values,), values.numel())
+    return Case("segment_sum", run, (values,), SEGMENT_SUM.times(values.numel()))
 
 
 def _segment_softmax(inputs: Inputs) -> Case:
@@ -196,7 +203,7 @@ def _forces_and_virial(inputs: Inputs) -> Case:
         )
 
     tensors = inputs.randn(size.edges, 3), inputs.randn(size.edges, 3)
-    return Case("forces_and_virial", run, tensors, (6 + 2 * 9) * size.edges)
+    return Case("forces_and_virial", run, tensors, FORCES_AND_VIRIAL.times(size.edges))
 
 
 def _gated_product(inputs: Inputs) -> Case:
@@ -220,10 +227,10 @@ def _sphere_products(inputs: Inputs) -> Case:
     def run(backend: Backend, u: Tensor) -> Outputs:
         return (sphere_products(u, to_grid.to(u), from_grid.to(u), FACTORS, backend),)
 
-    of_point = 2 * width * (2 * FACTORS - 1) + FACTORS - 1
-    flops = of_point * len(to_grid) * size.channels * size.atoms
+    signature = ProductSignature(width, width, len(to_grid), FACTORS)
+    work = products_work(signature).times(size.channels * size.atoms)
     u = inputs.randn(size.atoms, width, FACTORS * size.channels)
-    return Case("sphere_products", run, (u,), flops)
+    return Case("sphere_products", run, (u,), work)
 
 
 BUILDERS: dict[str, Callable[[Inputs], Case]] = {

@@ -88,8 +88,8 @@ def kernels(
 ) -> None:
     """Time the hot-path operators on every back end: speed, memory, and errors against float64.
 
-    Rates are those of the forward pass, as shares of a large matrix product and a large copy on the
-    same machine; what fits in a cache can be faster than that copy.
+    Rates of each pass stand beside those of a large matrix product and a large copy on the same
+    machine; what fits in a cache can be faster than that copy.
     """
     import torch
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from mlip.benchmarks import kernels
 from mlip.benchmarks.counting import Peaks, count, peak_memory
 from mlip.benchmarks.kernel_cases import BUILDERS, Case, Sizes, cases
-from mlip.benchmarks.kernels import as_csv, back_ends, measure, table
+from mlip.benchmarks.kernels import as_csv, back_ends, measure, pass_bytes, table
 from mlip.cli.app import app
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def test_kernels_are_within_twice_the_error_of_pytorch(name):
     for row in found.values():
         assert row.torch_error == found["torch"].error
         assert 0 < row.error <= 2 * row.torch_error + 1e-7
-        assert row.forward.shortest <= row.forward.median <= row.forward.longest
+        assert row.forward.min_ms <= row.forward.ms <= row.forward.max_ms
         assert (row.double_backward is None) == (name == "gated_product")
 
 
@@ -47,25 +48,55 @@ def test_a_wrong_derivative_is_seen():
     torch_row, other = measure(peaks, PEAKS, 1, 60.0, pytest.fail)
     assert torch_row.error == 0
     assert other.error == pytest.approx(1e-3, rel=1e-6)
-    assert other.gflop_per_s is None
+    assert other.forward.gflop_per_s is other.double_backward.gflop_per_s is None
 
 
 def test_rates_count_operations_and_bytes_once():
     """Operations by a count of those that the plain form runs; it multiplies no more than that."""
     (case,) = cases(["operator_scatter"], SIZES)
     counted = count(lambda: case.run("torch", *case.inputs)).flops
-    assert case.flops == pytest.approx(counted, rel=0.1)
+    assert case.work.forward == pytest.approx(counted, rel=0.1)
     row = rows_of("segment_sum")[0]
-    seconds = row.forward.median / 1e3
-    assert row.gflop_per_s == pytest.approx(40 * 16 / seconds / 1e9)
-    assert row.percent_of_peak_flops == pytest.approx(100 * row.gflop_per_s)
-    assert row.gbyte_per_s == pytest.approx(4 * (40 + 7) * 16 / seconds / 1e9)
+    edges, atoms = 4 * 40 * 16, 4 * 7 * 16  # bytes
+    for found, operations, n_bytes in (
+        (row.forward, 40 * 16, edges + atoms),
+        (row.backward, 0, atoms + edges),
+        (row.double_backward, 40 * 16, edges + atoms),
+    ):
+        seconds = found.ms / 1e3
+        assert found.gflop_per_s == pytest.approx(operations / seconds / 1e9)
+        assert found.percent_of_peak_flops == pytest.approx(100 * found.gflop_per_s)
+        assert found.gbyte_per_s == pytest.approx(n_bytes / seconds / 1e9)
+        assert found.percent_of_peak_bandwidth == pytest.approx(100 * found.gbyte_per_s)
+
+
+def test_bytes_of_what_each_pass_takes_and_gives():
+    """A product y = w · K x of one edge: gradients depend on all inputs and on that of y."""
+    (case,) = cases(["operator_scatter"], SIZES)
+    inputs, out = (4 * (40 * 4 * 16 + 40 * 16 + 40 * 16)), 4 * 7 * 4 * 16
+    assert pass_bytes(case) == (inputs + out, 2 * inputs + out, 3 * inputs + 2 * out)
+
+
+def test_making_the_seeds_takes_no_time(monkeypatch):
+    """A clock that only seeds move: every pass takes none of it."""
+    clock = [0.0]
+    made = kernels._seed
+
+    def seed(like):
+        clock[0] += 1.0
+        return made(like)
+
+    monkeypatch.setattr(kernels, "_seed", seed)
+    monkeypatch.setattr(kernels, "synchronized_time", lambda device: clock[0])  # noqa: ARG005
+    (case,) = cases(["segment_sum"], SIZES)
+    assert kernels._times(case, "torch", CPU) == [0.0, 0.0, 0.0]
+    assert clock[0] == 2.0
 
 
 def test_turns_end_with_the_time():
     (case,) = cases(["segment_sum"], SIZES)
     (row, _) = measure(case, PEAKS, 10**9, 0.05, pytest.fail)
-    assert row.forward.shortest < row.forward.longest
+    assert row.forward.min_ms < row.forward.max_ms
 
 
 def test_what_a_kernel_cannot_run_is_told():
@@ -91,9 +122,11 @@ def test_command_prints_and_writes_all_rows(tmp_path):
     assert "measured peaks" in done.output
     rows = list(csv.DictReader(io.StringIO(file.read_text())))
     assert [row["operator"] for row in rows] == ["segment_sum"] * 2 + ["forces_and_virial"] * 2
-    assert all(float(row["double_backward_max_ms"]) > 0 for row in rows)
+    for part in ("ms", "max_ms", "gflop_per_s", "percent_of_peak_bandwidth"):
+        assert all(float(row[f"double_backward_{part}"]) > 0 for row in rows)
     lines = [line for line in done.output.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(rows)
+    assert len(lines) == 2 + 3 * len(rows)
+    assert "a multiply-add is two" in done.output
     assert len({len(line) for line in lines}) == 1
 
 
