@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mlip.models.facet import Edges, FacetBlock
     from mlip.ops.cpu.packed_products import PackedProducts
 
+FOR_CPU = "it is written for processors"
 Matrices = tuple[Tensor, ...]
 
 
@@ -75,7 +76,7 @@ def block_in_inference(block: FacetBlock, x: Features, edges: Edges) -> Features
 
     name = f"Facet block with channels {block.signature.channels} to {block.target}"
     # asked for by name, the kernels of the general way tell why they cannot run
-    if not use_kernel("auto", name, tensors, check, _uncovered(block, x)):
+    if not use_kernel("auto", name, tensors, check, _uncovered(block, x), cuda=FOR_CPU):
         return None
     return _run(block, edges.neighbors, edges.harmonics, edges.basis, x)
 
