@@ -87,12 +87,7 @@ def _backends_of(name: str) -> dict[str, Any]:
 
 
 def _backends() -> dict[str, Any]:
-    from mlip.ops.backend import (
-        HIGHEST_DEGREE,
-        cuda_missing,
-        default_backend,
-        numba_missing,
-    )
+    from mlip.ops.backend import cuda_missing, default_backend, numba_missing
     from mlip.ops.cpu import cache, threads
 
     missing = numba_missing()
@@ -101,8 +96,8 @@ def _backends() -> dict[str, Any]:
         "torch": "always there; every operator, every device",
         "numba": f"cannot run: {missing}"
         if missing
-        else f"CPU, float32 and float64: convolution (degrees to {HIGHEST_DEGREE}), products on "
-        "the sphere, rotations of EquiformerV3, shared operators of TDN, sums over edges, forces",
+        else "CPU, float32 and float64: convolution (any degrees), products on the sphere, "
+        "rotations of EquiformerV3, shared operators of TDN, sums over edges, forces",
     }
     if missing is None:
         from llvmlite import binding

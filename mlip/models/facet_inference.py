@@ -22,7 +22,6 @@ from mlip.nn.so3_layers import versions
 from mlip.ops import Features, Neighborhood
 from mlip.ops.backend import (
     CHECK_EDGES,
-    HIGHEST_DEGREE,
     compare,
     odd_channels,
     tracing,
@@ -101,8 +100,6 @@ def _uncovered(block: FacetBlock, x: Features) -> str | None:
         or block.output_gain is not None
     ):
         return "it is none of the simple setting"
-    if max(max(path) for path in block.signature.paths) > HIGHEST_DEGREE:
-        return f"degrees above {HIGHEST_DEGREE}"
     widths = [*block.signature.channels, update.up.channels_out[0]]
     odd = (odd_channels(width, x[0].dtype) for width in widths)
     return next((reason for reason in odd if reason is not None), None)

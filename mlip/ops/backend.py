@@ -25,7 +25,6 @@ from mlip.ops.convolution import Features
 
 Backend = Literal["auto", "torch", "numba", "cuda"]
 
-HIGHEST_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
 CHECK_EDGES = 512
 CHANNEL_BLOCK = {torch.float32: 16, torch.float64: 8}  # channels of one vector
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of results and gradients

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mlip.ops.backend import CHECK_EDGES, HIGHEST_DEGREE, Backend, compare, use_kernel
+from mlip.ops.backend import CHECK_EDGES, Backend, compare, use_kernel
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.neighborhood import Neighborhood
+
+HIGHEST_CUDA_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
 
 
 def sum_messages(
@@ -41,10 +43,8 @@ def sum_messages(
     def check() -> tuple[float, float]:
         return _compared(signature, tensors, len(features), neighbors)
 
-    degree = max([0, *(max(path) for path in signature.paths)])
-    high = _too_high(degree)
-    cuda = _too_high(max(degree, signature.lmax_edge))  # its kernels go through all harmonics
-    if radial.shape[0] and use_kernel(backend, signature, tensors, check, high, cuda):
+    high = _too_high(signature)
+    if radial.shape[0] and use_kernel(backend, signature, tensors, check, cuda=high):
         from mlip.ops.cpu.convolution import kernel_convolution
 
         return kernel_convolution(
@@ -55,8 +55,12 @@ def sum_messages(
     return radial_convolution(signature, features, harmonics, radial, kernel, neighbors)
 
 
-def _too_high(degree: int) -> str | None:
-    return f"degree {degree} is above {HIGHEST_DEGREE}" if degree > HIGHEST_DEGREE else None
+def _too_high(signature: ConvolutionSignature) -> str | None:
+    """Why there is no CUDA kernel, if so; the kernels go through all harmonics, used or not."""
+    degree = max([signature.lmax_edge, *(max(path) for path in signature.paths)])
+    if degree > HIGHEST_CUDA_DEGREE:
+        return f"degree {degree} is above {HIGHEST_CUDA_DEGREE}"
+    return None
 
 
 def _compared(

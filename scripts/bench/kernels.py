@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python scripts/bench/kernels.py [--lmax 1 2 3] [--threads 1] [--no-e3nn]
 
-2000 atoms with 40 neighbours each, near in order, 64 channels, 8 radial functions, float32, natural
-parity. Implementations take turns; median and range of the repeats. "both" is forward and the
+2000 atoms (or --atoms) with 40 neighbours each, near in order, 64 channels, 8 radial functions,
+float32, natural parity. Implementations take turns; median and range of the repeats, in time of the
+processor with one thread and by the clock with more. "both" is forward and the
 gradients with respect to features, harmonics and weights (or radial functions and kernel). Ratios
 are how many times slower a row is than the kernel that does the same work. Last: the forward pass
 in GFLOP/s beside the measured peak of multiply-adds of a core.
@@ -25,7 +26,7 @@ from mlip.ops import ConvolutionSignature, Neighborhood, convolution, neighborho
 from mlip.ops.cpu.coupling import forward_cost
 from mlip.ops.cpu.simd import lanes, straight_line
 
-N_NODES, N_NEIGHBORS, CHANNELS, N_RADIAL = 2000, 40, 64, 8
+N_NEIGHBORS, CHANNELS, N_RADIAL = 40, 64, 8
 SUMS = 12  # independent multiply-adds in flight when the peak is measured
 
 
@@ -73,9 +74,9 @@ def e3nn_convolution(signature: ConvolutionSignature, edges: Neighborhood) -> Ca
     return run
 
 
-def in_chunks(signature: ConvolutionSignature, chunks: int) -> Callable[..., Tensor]:
+def in_chunks(signature: ConvolutionSignature, n_nodes: int, chunks: int) -> Callable[..., Tensor]:
     """The definition, a few atoms at a time, so that intermediates stay in the cache."""
-    nodes = N_NODES // chunks
+    nodes = n_nodes // chunks
     rows = nodes * N_NEIGHBORS
 
     def run(edges: Neighborhood, x: list[Tensor], harmonics: Tensor, weights: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ def in_chunks(signature: ConvolutionSignature, chunks: int) -> Callable[..., Ten
         for i, (own_harmonics, own_weights) in enumerate(pieces):
             own = slice(i * rows, (i + 1) * rows)
             local = neighborhood(
-                torch.stack([edges.source[own], edges.target[own] - i * nodes]), N_NODES
+                torch.stack([edges.source[own], edges.target[own] - i * nodes]), n_nodes
             )
             out = convolution(signature, tuple(x), own_harmonics, own_weights, local)
             parts.append(torch.cat([part[:nodes].flatten() for part in out]))
@@ -94,12 +95,15 @@ def in_chunks(signature: ConvolutionSignature, chunks: int) -> Callable[..., Ten
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def cases(lmax: int, with_e3nn: bool) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
+def cases(
+    lmax: int, n_nodes: int, with_e3nn: bool
+) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
     """Function and differentiated inputs of each implementation."""
     generator = torch.Generator().manual_seed(0)
 
@@ -107,12 +111,12 @@ def cases(lmax: int, with_e3nn: bool) -> dict[str, tuple[Callable[..., Tensor], 
         return torch.randn(*shape, generator=generator).requires_grad_(True)
 
     offsets = torch.randperm(4 * N_NEIGHBORS, generator=generator)[:N_NEIGHBORS] - 2 * N_NEIGHBORS
-    target = torch.arange(N_NODES).repeat_interleave(N_NEIGHBORS)
-    source = (target + offsets.repeat(N_NODES)) % N_NODES
-    edges = neighborhood(torch.stack([source, target]), N_NODES)
+    target = torch.arange(n_nodes).repeat_interleave(N_NEIGHBORS)
+    source = (target + offsets.repeat(n_nodes)) % n_nodes
+    edges = neighborhood(torch.stack([source, target]), n_nodes)
     degrees = tuple(range(lmax + 1))
     signature = ConvolutionSignature((CHANNELS,) * len(degrees), lmax, degrees, True)
-    x = [randn(N_NODES, 2 * i + 1, CHANNELS) for i in degrees]
+    x = [randn(n_nodes, 2 * i + 1, CHANNELS) for i in degrees]
     harmonics, basis = randn(len(target), (lmax + 1) ** 2), randn(len(target), N_RADIAL)
     kernel = randn(N_RADIAL, signature.n_weights)
     weights = (basis @ kernel).detach().requires_grad_(True)
@@ -128,7 +132,7 @@ def cases(lmax: int, with_e3nn: bool) -> dict[str, tuple[Callable[..., Tensor], 
 
         return run
 
-    chunked = in_chunks(signature, 40)
+    chunked = in_chunks(signature, n_nodes, 40)
     found = {
         "kernel, weights given": (flat("numba"), [*x, harmonics, weights]),
         "definition": (flat("torch"), [*x, harmonics, weights]),
@@ -176,6 +180,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lmax", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--atoms", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-e3nn", action="store_true", help="it takes minutes at L = 3")
@@ -183,7 +188,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     peak = peak_gflops()
     for lmax in args.lmax:
-        functions = cases(lmax, not args.no_e3nn)
+        functions = cases(lmax, args.atoms, not args.no_e3nn)
         times = measure(functions, args.repeats)
         print(f"\nL = {lmax}, {args.threads} thread(s)")
         for name, kinds in times.items():
@@ -200,7 +205,7 @@ def main() -> None:
         ).paths
         for name, n_radial in (("weights given", 0), ("radial functions", N_RADIAL)):
             cost = forward_cost(paths, n_radial)
-            work = 2e-6 * (cost.multiply_adds + cost.radial) * N_NODES * N_NEIGHBORS * CHANNELS
+            work = 2e-6 * (cost.multiply_adds + cost.radial) * args.atoms * N_NEIGHBORS * CHANNELS
             speed = work / min(times[f"kernel, {name}"]["forward"])
             print(
                 f"forward, {name}: {speed:.0f} GFLOP/s, {100 * speed / peak / args.threads:.0f} % "

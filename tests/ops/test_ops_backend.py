@@ -86,7 +86,7 @@ def test_a_kernel_that_does_not_compile_is_not_used(caplog, monkeypatch):
     def broken(*arguments):  # noqa: ARG001
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(runner, "module", broken)
+    monkeypatch.setattr(runner, "program", broken)
     with caplog.at_level(logging.WARNING, logger="mlip"):
         found = summed("auto")
     assert "RuntimeError: no such instruction" in caplog.text
@@ -98,10 +98,6 @@ def test_what_a_kernel_cannot_do_goes_to_pytorch_or_is_an_error(monkeypatch):
     assert torch.equal(half, summed("torch", torch.bfloat16))
     with pytest.raises(InputError, match="float32 or float64"):
         summed("numba", torch.bfloat16)
-    high = ConvolutionSignature((1,), 5, (5,), True)
-    assert torch.equal(summed("auto", signature=high), summed("torch", signature=high))
-    with pytest.raises(InputError, match="degree 5"):
-        summed("numba", signature=high)
     monkeypatch.setattr(backend, "numba_missing", lambda: "Numba cannot be imported")
     with pytest.raises(InputError, match="Numba cannot be imported"):
         summed("numba")

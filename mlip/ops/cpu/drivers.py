@@ -1,9 +1,25 @@
 """Source text of the loops over atoms, tiles and blocks, the same for every set of paths.
 
-It is a part of the generated module (``generate.py``), which defines the capitals and the functions
-``matrices``, ``forward``, ``edges`` and ``nodes``. Arrays go to those by address; all work space is
-one array that the loops return, which keeps it alive while only its address is in use.
+It is a part of the generated modules (``generate.py``) and of those that read tables
+(``table_text.py``). Both define T, FLOAT and the functions ``matrices``, ``forward``, ``edges``,
+``nodes`` and ``harmonics_gradient``. The other names in capitals are constants of a generated
+module (``program.py`` says what they are), and arguments where tables are read. Arrays go to those
+functions by address; all work space is one array that the loops return, which keeps it alive while
+only its address is in use.
 """
+
+
+def drivers(tables: str = "", given: str = "", scratch: str = "", rows: str = "") -> str:
+    """Write the loops.
+
+    Args:
+        tables: their first parameters, ``"A, B, "``; ``harmonics_gradient`` takes these, too.
+        given: arguments that ``matrices``, ``forward``, ``edges`` and ``nodes`` take besides.
+        scratch: argument that ``edges`` and ``nodes`` take after these.
+        rows: argument that ``edges`` takes after that.
+    """
+    return DRIVERS.format(tables=tables, given=given, scratch=scratch, rows=rows)
+
 
 DRIVERS = '''
 
@@ -109,10 +125,10 @@ def blocks_at_a_time(n_blocks, n_paths):
 
 
 @njit(**OPTIONS)
-def transpose(S, e, n, H):
+def transpose(S, n_harmonics, e, n, H):
     for t in range(n):
-        for j in range(N_HARMONICS):
-            H[j * T + t] = S[(e + t) * N_HARMONICS + j]
+        for j in range(n_harmonics):
+            H[j * T + t] = S[(e + t) * n_harmonics + j]
 
 
 @njit(**OPTIONS)
@@ -125,16 +141,16 @@ def work_space(size):
 
 @njit(**OPTIONS)
 def forward_pass(
-    X, S, W, B, K, rowptr, source, OUT,
+    {tables}X, S, W, B, K, rowptr, source, OUT,
     channels, x_first, w_first, n_weights, R, row_start, row_step, n0, n1,
 ):
     """Sums of atoms n0 ... n1 - 1. R = 0: weights are read from W; else they are B K."""
     n_sums = 0
-    for i in range(len(DEGREES)):
+    for i in range(len(N_ROWS)):
         n_sums += N_ROWS[i] * channels[i]
     at_m = N_HARMONICS * T
     at_u = at_m + N_ENTRIES * T
-    at_a = at_u + max(N_PATHS) * T * T
+    at_a = at_u + MOST_PATHS * T * T
     space = work_space(at_a + n_sums)
     H, A = space[:at_m], space[at_a:]
     h = space.ctypes.data
@@ -145,10 +161,10 @@ def forward_pass(
         A[:] = 0
         for e in range(rowptr[node], rowptr[node + 1], T):
             n = min(T, rowptr[node + 1] - e)
-            transpose(S, e, n, H)
-            matrices(h, m)
+            transpose(S, N_HARMONICS, e, n, H)
+            matrices({given}h, m)
             a = 0
-            for i in range(len(DEGREES)):
+            for i in range(len(N_ROWS)):
                 C, P = channels[i], N_PATHS[i]
                 for c in range(0, C, T):
                     first = w_first[i] + c
@@ -158,13 +174,13 @@ def forward_pass(
                     else:
                         w_from, w_0, edge, path = w, e * n_weights + first, n_weights, C
                     forward(
-                        DEGREES[i], x, x_first[i] + c, C, w_from, w_0, edge, path, m, src, e, n,
+                        {given}i, x, x_first[i] + c, C, w_from, w_0, edge, path, m, src, e, n,
                         s, a,
                     )
                     a += N_ROWS[i] * T
         a = 0
         row = 0
-        for i in range(len(DEGREES)):
+        for i in range(len(N_ROWS)):
             for c in range(0, channels[i], T):
                 for r in range(row, row + N_ROWS[i]):
                     to = row_start[r] + node * row_step[r] + c
@@ -177,7 +193,7 @@ def forward_pass(
 
 @njit(**OPTIONS)
 def backward_pass(
-    X, S, W, B, K, G, rowptr, source, rows, DX, DS, DW, DB, DK,
+    {tables}X, S, W, B, K, G, rowptr, source, rows, DX, DS, DW, DB, DK,
     channels, x_first, dx_first, w_first, n_weights, R, row_start, row_step, n0, n1,
     need_edges, need_kernel,
 ):
@@ -187,7 +203,7 @@ def backward_pass(
     atoms if they are needed.
     """
     n_sums = n_tile = 0
-    for i in range(len(DEGREES)):
+    for i in range(len(N_ROWS)):
         n_sums += N_ROWS[i] * channels[i]
         if R > 0:
             n_tile = max(
@@ -196,14 +212,15 @@ def backward_pass(
     at_m = N_HARMONICS * T
     at_u = at_m + N_ENTRIES * T
     at_d = at_u + n_tile
-    at_z = at_d + n_tile
-    at_y = at_z + N_HARMONICS * T * T
+    at_q = at_d + n_tile
+    at_z = at_q + N_SCRATCH
+    at_y = at_z + N_SLOPES
     at_a = at_y + R * T * T
     space = work_space(at_a + n_sums)
     H, Z, A = space[:at_m], space[at_z:at_a], space[at_a:]
     h = space.ctypes.data
     m, u, d, s = h + at_m * BYTES, h + at_u * BYTES, h + at_d * BYTES, h + at_a * BYTES
-    z, y = h + at_z * BYTES, h + at_y * BYTES
+    q, z, y = h + at_q * BYTES, h + at_z * BYTES, h + at_y * BYTES
     x, w, b, kernel = X.ctypes.data, W.ctypes.data, B.ctypes.data, K.ctypes.data
     src, local = source.ctypes.data, rows.ctypes.data
     dx, dw, dk = DX.ctypes.data, DW.ctypes.data, DK.ctypes.data
@@ -212,7 +229,7 @@ def backward_pass(
             continue
         a = 0
         row = 0
-        for i in range(len(DEGREES)):
+        for i in range(len(N_ROWS)):
             for c in range(0, channels[i], T):
                 for r in range(row, row + N_ROWS[i]):
                     of = row_start[r] + node * row_step[r] + c
@@ -222,11 +239,11 @@ def backward_pass(
             row += N_ROWS[i]
         for e in range(rowptr[node], rowptr[node + 1], T):
             n = min(T, rowptr[node + 1] - e)
-            transpose(S, e, n, H)
-            matrices(h, m)
+            transpose(S, N_HARMONICS, e, n, H)
+            matrices({given}h, m)
             Z[:] = 0
             a = 0
-            for i in range(len(DEGREES)):
+            for i in range(len(N_ROWS)):
                 C, P = channels[i], N_PATHS[i]
                 blocks = blocks_at_a_time(C // T, P) if R > 0 else C // T
                 for c in range(0, C, blocks * T):
@@ -243,8 +260,9 @@ def backward_pass(
                         edge, path = n_weights, C
                     if need_edges:
                         edges(
-                            DEGREES[i], x, x_first[i] + c, C, wp, w0, edge, path, m, src, local,
-                            e, n, blocks, s, a, dx, dx_first[i] + c, grad, g0, edge, path, z,
+                            {given}{scratch}{rows}i, x, x_first[i] + c, C, wp, w0, edge, path, m,
+                            src, local, e, n, blocks, s, a, dx, dx_first[i] + c, grad, g0, edge,
+                            path, z,
                         )
                         if R > 0:
                             basis_gradient(d, kernel, first, n_weights, C, P, blocks, n, R, y)
@@ -256,12 +274,12 @@ def backward_pass(
                     else:
                         for block in range(blocks):
                             nodes(
-                                DEGREES[i], dx, dx_first[i] + c + block * T, C, wp,
+                                {given}{scratch}i, dx, dx_first[i] + c + block * T, C, wp,
                                 w0 + block * T, edge, path, m, local, e, n, s, a,
                             )
                             a += N_ROWS[i] * T
             if need_edges:
-                sum_lanes(z, DS.ctypes.data, e * N_HARMONICS, n * N_HARMONICS)
+                harmonics_gradient({tables}Z, DS, e, n)
                 if R > 0:
                     sum_lanes(y, DB.ctypes.data, e * R, n * R)
     return space

@@ -13,7 +13,15 @@ from __future__ import annotations
 
 from mlip.ops.convolution import Path
 from mlip.ops.cpu.coupling import Coupling, couplings
+from mlip.ops.cpu.drivers import drivers
 from mlip.ops.cpu.simd import lanes, register_bytes
+
+HARMONICS_GRADIENT = """
+
+@njit(**OPTIONS)
+def harmonics_gradient(Z, DS, e, n):
+    sum_lanes(Z.ctypes.data, DS.ctypes.data, e * N_HARMONICS, n * N_HARMONICS)
+"""
 
 
 class Text:
@@ -26,15 +34,13 @@ class Text:
         self.lines.append("    " * depth + line if line else "")
 
 
-def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, drivers: str) -> str:
+def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str) -> str:
     """Write the module for one set of paths and one precision.
 
     Args:
         paths: (l1, l2, l3), sorted by l1.
         lmax_edge: highest degree of the harmonics.
         dtype: float32 or float64.
-        drivers: text of the loops over atoms and tiles (``drivers.py``), which calls what is
-            written here.
     """
     table = couplings(paths)
     text = Text()
@@ -48,6 +54,8 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, drivers: st
         f"T = {width}",
         f"N_HARMONICS = {(lmax_edge + 1) ** 2}",
         f"N_ENTRIES = {sum(len(c.matrix) for c in table)}",
+        f"N_SLOPES = {(lmax_edge + 1) ** 2 * width**2}",
+        "N_SCRATCH = 0",
         f"FLOAT = np.{dtype}",
         f"written = straight_line({dtype!r})",
     ):
@@ -59,11 +67,11 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, drivers: st
         _forward(text, l1, group, width)
         _edges(text, l1, group, width)
         _nodes(text, l1, group, width)
-    text("DEGREES = " + repr(tuple(degrees)), 0)
     members = [[path for path in paths if path[0] == l1] for l1 in degrees]
     text("N_PATHS = " + repr(tuple(map(len, members))), 0)
     text("N_ROWS = " + repr(tuple(sum(2 * l3 + 1 for _, _, l3 in m) for m in members)), 0)
-    text.lines.append(drivers)
+    text("MOST_PATHS = max(N_PATHS)", 0)
+    text.lines.append(drivers())
     for name, call in (
         ("forward", "(X, x, channels, W, w, edge, path, M, source_index, e, n, A, a)"),
         (
@@ -75,10 +83,11 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, drivers: st
     ):
         text("", 0)
         text("@njit(**OPTIONS)", 0)
-        text(f"def {name}(l1, {call[1:]}:", 0)
-        for l1 in degrees:
-            text(f"if l1 == {l1}:")
+        text(f"def {name}(group, {call[1:]}:", 0)
+        for i, l1 in enumerate(degrees):
+            text(f"if group == {i}:")
             text(f"{name}_{l1}{call}", 2)
+    text.lines.append(HARMONICS_GRADIENT)
     return "\n".join(text.lines) + "\n"
 
 

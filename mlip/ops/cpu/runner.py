@@ -1,4 +1,4 @@
-"""Run the generated convolution on packed arrays.
+"""Run the compiled convolution on packed arrays.
 
 Packed features: one flat array, degree after degree, each [N, 2l + 1, C_l]. Channels are multiples
 of ``BLOCK`` (16 for float32, 8 for float64).
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import pairwise
-from types import ModuleType
 
 import numpy as np
 
 from mlip.ops.convolution import Path
 from mlip.ops.cpu import cache, threads
+from mlip.ops.cpu.program import program
 
 BLOCK = {"float32": 16, "float64": 8}
 CHUNK_EDGES = 8192  # neighbours of one task of the backward pass, at least
@@ -61,8 +61,8 @@ class Layout:
         first = np.cumsum([0, *((2 * i + 1) * c for i, c in enumerate(self.channels))]) * n_nodes
         return first[list(self.degrees)].astype(np.int64)
 
-    def rows(self, n_nodes: int) -> tuple[Array, Array]:
-        """Of each output row (path, m3): index for atom 0 and channel 0; step between atoms."""
+    def rows(self, n_nodes: int, order: Array) -> tuple[Array, Array]:
+        """Of output rows (path, m3), in an order: index for atom 0, channel 0; step of atoms."""
         first = np.cumsum([0, *((2 * i + 1) * c for i, c in enumerate(self.out_channels))])
         used = [0] * len(self.out_channels)
         start, step = [], []
@@ -71,7 +71,7 @@ class Layout:
                 start.append(first[l3] * n_nodes + m3 * self.out_channels[l3] + used[l3])
                 step.append((2 * l3 + 1) * self.out_channels[l3])
             used[l3] += self.channels[l1]
-        return np.array(start, dtype=np.int64), np.array(step, dtype=np.int64)
+        return np.array(start, dtype=np.int64)[order], np.array(step, dtype=np.int64)[order]
 
     def feature_size(self, n_nodes: int) -> int:
         """Numbers in packed features."""
@@ -80,17 +80,6 @@ class Layout:
     def out_size(self, n_nodes: int) -> int:
         """Numbers in a packed result."""
         return n_nodes * sum((2 * i + 1) * c for i, c in enumerate(self.out_channels))
-
-
-@lru_cache(maxsize=256)
-def module(paths: tuple[Path, ...], lmax_edge: int, dtype: str) -> ModuleType:
-    """Generate, or read from the cache, the code of a set of paths."""
-    from mlip.ops.cpu.drivers import DRIVERS
-    from mlip.ops.cpu.generate import source_text
-
-    top = max(max(path) for path in paths)
-    text = source_text(paths, lmax_edge, dtype, DRIVERS)
-    return cache.load(f"convolution_l{top}_{len(paths)}paths_{dtype}", text)
 
 
 def forward(
@@ -117,12 +106,12 @@ def forward(
     if not layout.paths or not len(source):
         out[:] = 0
         return
-    code = module(layout.paths, layout.lmax_edge, features.dtype.name)
+    run = program(layout.paths, layout.lmax_edge, features.dtype.name)
     weights, basis, matrix, n_radial = _radial(radial, kernel)
     call = partial(
-        code.forward_pass, features, harmonics.ravel(), weights, basis, matrix, rowptr, source, out,
-        layout.group_channels, layout.feature_first(n_nodes), layout.w_first, layout.n_weights,
-        n_radial, *layout.rows(n_nodes),
+        run.code.forward_pass, *run.tables, features, harmonics.ravel(), weights, basis, matrix,
+        rowptr, source, out, layout.group_channels, layout.feature_first(n_nodes), layout.w_first,
+        layout.n_weights, n_radial, *layout.rows(n_nodes, run.row_order),
     )  # fmt: skip
     parts = 1 if _is_serial(layout, source) else 4 * threads.available_threads()
     threads.run(over_nodes(call, node_bounds(rowptr, parts)))
@@ -156,7 +145,7 @@ def backward(
             array[:] = 0
         return
     n_nodes = len(rowptr) - 1
-    code = module(layout.paths, layout.lmax_edge, features.dtype.name)
+    run = program(layout.paths, layout.lmax_edge, features.dtype.name)
     weights, basis, matrix, n_radial = _radial(radial, kernel)
     bounds = _chunk_bounds(rowptr, source)
     empty = np.empty(0, features.dtype)
@@ -167,16 +156,16 @@ def backward(
     if out.kernel is not None:
         kernels = [np.zeros(out.kernel.size, features.dtype) for _ in kernels]
     slopes = empty if out.radial is None else out.radial.ravel()
-    start, step = layout.rows(n_nodes)
+    start, step = layout.rows(n_nodes, run.row_order)
     first = layout.feature_first(n_nodes)
 
     unwanted = _unwanted(layout, source, features.dtype)
 
     def task(i: int) -> None:
         rows, part, part_first = chunks.part(i) if chunks else unwanted
-        code.backward_pass(
-            features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr, source, rows,
-            part, empty if out.harmonics is None else out.harmonics.ravel(),
+        run.code.backward_pass(
+            *run.tables, features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr,
+            source, rows, part, empty if out.harmonics is None else out.harmonics.ravel(),
             slopes if n_radial == 0 else empty, slopes if n_radial else empty, kernels[i],
             layout.group_channels, first, part_first, layout.w_first, layout.n_weights, n_radial,
             start, step, bounds[i], bounds[i + 1],

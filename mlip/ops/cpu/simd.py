@@ -240,15 +240,54 @@ class Writer:
         builder.branch(head)
         builder.position_at_end(after)
 
+    @contextlib.contextmanager
+    def when(self, value: Int, constant: int) -> Iterator[None]:
+        """Do the statements of the ``with`` block if an integer has this value."""
+        builder = self.builder
+        body = builder.append_basic_block("then")
+        after = builder.append_basic_block("after")
+        same = builder.icmp_signed("==", value.value, ir.Constant(INDEX, constant))
+        builder.cbranch(same, body, after)
+        builder.position_at_end(body)
+        yield
+        builder.branch(after)
+        builder.position_at_end(after)
+
+    def number(self, value: int) -> Int:
+        """Return an integer constant, as loops take them."""
+        return Int(self.builder, ir.Constant(INDEX, value))
+
+    def transposed(self, values: Sequence[ir.Value]) -> list[ir.Value]:
+        """Return the columns of the square matrix of which ``lanes`` vectors are the rows."""
+        rows, half = list(values), self.width // 2
+        while half:
+            low, high = (
+                ir.Constant(
+                    ir.VectorType(ir.IntType(32), self.width),
+                    [
+                        i + offset if not i & half else i - half + offset + self.width
+                        for i in range(self.width)
+                    ],
+                )
+                for offset in (0, half)
+            )
+            for i in range(self.width):
+                if not i & half:
+                    a, b = rows[i], rows[i + half]
+                    rows[i] = self.builder.shuffle_vector(a, b, low)
+                    rows[i + half] = self.builder.shuffle_vector(a, b, high)
+            half //= 2
+        return rows
+
     def remainder(self, count: Int, step: int) -> Int:
         """Return the largest multiple of ``step`` (a power of two) within ``count``."""
         return Int(self.builder, self.builder.and_(count.value, ir.Constant(INDEX, -step)))
 
     @contextlib.contextmanager
-    def loop_from(self, start: Int, count: Int) -> Iterator[Int]:
-        """Repeat for the counters ``start`` … ``count`` − 1."""
+    def loop_from(self, start: Int, count: Int, step: int = 1) -> Iterator[Int]:
+        """Repeat for the counters ``start``, ``start`` + ``step``, … below ``count``."""
         length = Int(self.builder, self.builder.sub(count.value, start.value))
-        with self.loop(length) as i:
+        with self.loop(length, step=step) as i:
             yield start + i
 
     def _splat(self, scalar: ir.Value) -> ir.Value:
