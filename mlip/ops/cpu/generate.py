@@ -56,6 +56,7 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str) -> str:
         f"N_ENTRIES = {sum(len(c.matrix) for c in table)}",
         f"N_SLOPES = {(lmax_edge + 1) ** 2 * width**2}",
         "N_SCRATCH = 0",
+        "AHEAD = 4  # edges whose weights are asked for in advance",
         f"FLOAT = np.{dtype}",
         f"written = straight_line({dtype!r})",
     ):
@@ -196,6 +197,7 @@ def _edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
         for m3 in range(2 * c.path[2] + 1):
             text(f"g{m3} = k.load(A, r + {(c.first_row + m3) * width})", 3)
         text(f"v = k.load(W, weight + (path * {number} + c))", 3)
+        text(f"k.prefetch(W, weight + (path * {number} + c) + edge * AHEAD)", 3)
         _slopes_of_nodes(text, c, number, width, added)
         _slopes_of_harmonics(text, c)
     for m1 in sorted(added):
@@ -221,6 +223,7 @@ def _slopes_of_nodes(text: Text, c: Coupling, number: int, width: int, added: se
         text(f"y{m1} = " + (f"k.fma(v, s, y{m1})" if m1 in added else "k.mul(v, s)"), 3)
         added.add(m1)
     text(f"k.store(D, slope + (dpath * {number} + c), slopes)", 3)
+    text(f"k.prefetch(D, slope + (dpath * {number} + c) + dedge * AHEAD, write=True)", 3)
 
 
 def _slopes_of_harmonics(text: Text, c: Coupling) -> None:
