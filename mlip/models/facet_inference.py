@@ -73,7 +73,8 @@ def block_in_inference(block: FacetBlock, x: Features, edges: Edges) -> Features
     def check() -> tuple[float, float]:
         return _compared(block, x, edges)
 
-    name = f"Facet block with channels {block.signature.channels} to {block.target}"
+    order = getattr(block.update, "order", 0)
+    name = f"block of Facet: {block.signature}, {order} factors, to channels {block.target}"
     # asked for by name, the kernels of the general way tell why they cannot run
     if not use_kernel("auto", name, tensors, check, _uncovered(block, x), cuda=FOR_CPU):
         return None
@@ -100,7 +101,7 @@ def _uncovered(block: FacetBlock, x: Features) -> str | None:
         or block.output_gain is not None
     ):
         return "it is none of the simple setting"
-    widths = [*block.signature.channels, update.up.channels_out[0]]
+    widths = [*block.signature.channels, update.up.channels_out[0] // update.order]
     odd = (odd_channels(width, x[0].dtype) for width in widths)
     return next((reason for reason in odd if reason is not None), None)
 
