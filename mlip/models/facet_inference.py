@@ -254,6 +254,8 @@ def backward(
     du = _degrees(slopes, n, _widths(w.up, 1))
     d_sums, ds = _empty(gradient, n, _widths(w.after, 0))
     dx, old = _empty(gradient, n, channels)
+    for rows in old[len(du) :]:  # degrees that nothing but messages carries on
+        rows.zero_()
     for degree, rows in enumerate(du):
         dy = rows @ w.up[degree].T
         if degree < len(d_linear):

@@ -23,6 +23,7 @@ MODELS = {
     "two factors": {"hidden": ((16, 16),), "product_order": 2},
     "no residual": {"hidden": ((16, 16, 16),), "block_residual": False},
     "fewer channels out": {"hidden": ((32, 32), (16, 16))},
+    "fewer degrees out": {"hidden": ((16, 16, 16), (16, 16))},
     "a degree left out": {"hidden": ((16, 0, 16), (16, 0, 16))},
 }
 OTHERS = {
@@ -63,7 +64,14 @@ def blocks_used() -> set[str]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_agrees_with_the_general_way(name, dtype):
+def test_agrees_with_the_general_way(name, dtype, monkeypatch):
+    new_empty = torch.Tensor.new_empty
+
+    def poisoned(*arguments, **options):
+        made = new_empty(*arguments, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
     potential = make(MODELS[name], dtype)
     graph = atoms_to_graph(alloy(), potential.cutoff)
     found, truth = potential(graph), plain(make(MODELS[name]))(graph)

@@ -13,9 +13,7 @@ from mlip.ops import gated_product as operator
 from mlip.ops.cuda.gated_product import GridKernels
 from mlip.ops.cuda.program import Program
 from mlip.ops.sphere_tables import block_sizes
-from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits
-
-__all__ = ["on_host"]
+from tests.ops.host_cuda import guarded, needs_compiler, same_bits
 
 DOUBLE = torch.float64
 BASES = [

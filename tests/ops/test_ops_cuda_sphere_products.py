@@ -11,9 +11,8 @@ from mlip.nn.node_update import _minimal_from_grid, _minimal_to_grid
 from mlip.ops import sphere_products
 from mlip.ops.cpu import sphere_products as cpu
 from mlip.ops.cuda import sphere_products as cuda
-from tests.ops.host_cuda import guarded, needs_compiler, on_host, same_bits, without_barrier
+from tests.ops.host_cuda import guarded, needs_compiler, same_bits, without_barrier
 
-__all__ = ["on_host"]
 pytestmark = needs_compiler
 
 DOUBLE = torch.float64
