@@ -93,6 +93,17 @@ def test_other_settings_go_the_general_way(name):
     assert any("plain PyTorch: " in reason for reason in reasons)
 
 
+@pytest.mark.parametrize("name", ["degrees 0 to 2, twice", "messages of higher degree"])
+def test_symmetry_does_not_refuse_a_block(name, monkeypatch):
+    """Vectors vanish in a perfect crystal, and so do their gradients, up to rounding."""
+    monkeypatch.setattr("mlip.ops.backend._refused", {})
+    potential = make(MODELS[name], torch.float32)
+    potential(atoms_to_graph(bulk("Cu", cubic=True) * (2, 1, 1), potential.cutoff))
+    found = {name: how for name, how in decisions().items() if "block of Facet" in name}
+    blocks = [how for name, how in found.items() if "float32" in name and "CPU kernel," in how]
+    assert len(blocks) == 2
+
+
 def test_changed_weights_are_noticed():
     potential = make(MODELS["two factors"])
     graph = atoms_to_graph(alloy(), potential.cutoff)
