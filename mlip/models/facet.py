@@ -188,6 +188,12 @@ class FacetBlock(nn.Module):
             z = self.output_gain(equivariant_layer_norm(z))
         return z
 
+    def use_backend(self, name: Backend) -> None:
+        """Choose what sums messages and multiplies functions."""
+        self.backend = name
+        if isinstance(self.update, SphereProductUpdate):
+            self.update.backend = name
+
     def message(self, x: Features, edges: Edges) -> Features:
         """Sum messages of neighbours and mix their channels."""
         h = self.before(x) if self.before is not None else x
@@ -249,9 +255,7 @@ class Facet(nn.Module):
     @backend.setter
     def backend(self, name: Backend) -> None:
         for block in self.blocks:
-            cast(FacetBlock, block).backend = name
-            if isinstance(block.update, SphereProductUpdate):
-                block.update.backend = name
+            cast(FacetBlock, block).use_backend(name)
 
     @property
     def cutoff(self) -> float:

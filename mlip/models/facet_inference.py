@@ -20,13 +20,7 @@ from mlip.nn.equivariant import EquivariantLinear
 from mlip.nn.node_update import SphereProductUpdate
 from mlip.nn.so3_layers import versions
 from mlip.ops import Features, Neighborhood
-from mlip.ops.backend import (
-    CHECK_EDGES,
-    compare,
-    odd_channels,
-    tracing,
-    use_kernel,
-)
+from mlip.ops.backend import CHECK_EDGES, compare, odd_channels, tracing, use_kernel
 
 if TYPE_CHECKING:
     from mlip.models.facet import Edges, FacetBlock
@@ -348,15 +342,11 @@ class _Block(torch.autograd.Function):
 def _compared(block: FacetBlock, x: Features, edges: Edges) -> tuple[float, float]:
     """Errors of this and of the general way in plain PyTorch, on the first edges."""
     count = min(CHECK_EDGES, edges.basis.shape[0])
-    whole = edges.neighbors
-    source, target = whole.source[:count], whole.target[:count]
-    part = Neighborhood(source, target, whole.n_nodes, whole.rowptr.clamp(max=count))
+    part = edges.neighbors.first(count)
 
     def plain(harmonics: Tensor, basis: Tensor, *features: Tensor) -> Features:
         general = copy.deepcopy(block).to(basis.dtype).requires_grad_(False)
-        general.backend = "torch"
-        if isinstance(general.update, SphereProductUpdate):
-            general.update.backend = "torch"
+        general.use_backend("torch")
         own = edges._replace(harmonics=harmonics, basis=basis, neighbors=part, inference=False)
         found: Features = general(features, own)
         return found

@@ -70,8 +70,7 @@ def _compared(
     from mlip.ops.cpu.convolution import kernel_convolution
 
     count = min(CHECK_EDGES, tensors[n].shape[0])
-    source, target = neighbors.source[:count], neighbors.target[:count]
-    part = Neighborhood(source, target, neighbors.n_nodes, neighbors.rowptr.clamp(max=count))
+    part = neighbors.first(count)
 
     def plain(*inputs: Tensor) -> Features:
         weights = inputs[n + 1] @ inputs[n + 2] if len(inputs) == n + 3 else inputs[n + 1]
@@ -80,7 +79,7 @@ def _compared(
     def fast(*inputs: Tensor) -> Features:
         last = inputs[n + 2] if len(inputs) == n + 3 else None
         return kernel_convolution(
-            signature, inputs[:n], inputs[n], inputs[n + 1], last, part.rowptr, source
+            signature, inputs[:n], inputs[n], inputs[n + 1], last, part.rowptr, part.source
         )
 
     edges = [tensor[:count] for tensor in tensors[n : n + 2]]

@@ -42,6 +42,12 @@ class Neighborhood:
         self.source, self.target, self.n_nodes, self.rowptr = source, target, n_nodes, rowptr
         self._padded: Padded | None = None
 
+    def first(self, count: int) -> Neighborhood:
+        """The first edges, at most so many, of the same atoms."""
+        return Neighborhood(
+            self.source[:count], self.target[:count], self.n_nodes, self.rowptr.clamp(max=count)
+        )
+
     @property
     def padded(self) -> Padded:
         """The same edges as padded rows, made when first asked for."""

@@ -175,7 +175,7 @@ class Calculator(ase_calculator.Calculator):
         return results
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """Tell what changed since the last call: what ASE tells, in a tenth of the time."""
+        """Tell what changed since the last call: what ASE tells, faster where nothing did."""
         known = self.atoms
         special = {"initial_charges", "initial_magmoms"}
         if known is None or special & (known.arrays.keys() | atoms.arrays.keys()):

@@ -16,21 +16,13 @@ from mlip.models import create_model, model_name
 from mlip.nn.sphere_feed_forward import SphereFeedForward
 from mlip.nn.sphere_product import SphereBasis
 from mlip.potential import Potential
+from tests.contract.models import SMALL_EQUIFORMER
 
 SMALL = {
+    **SMALL_EQUIFORMER,
     "elements": (11, 17, 29),
-    "cutoff": 4.2,
-    "layers": 2,
     "lmax": 3,
     "mmax": 2,
-    "channels": 6,
-    "attention_hidden": 4,
-    "heads": 2,
-    "alpha_channels": 3,
-    "value_channels": 3,
-    "feed_forward_hidden": 8,
-    "edge_channels": 8,
-    "n_radial": 5,
     "average_degree": 5.0,
 }
 

@@ -6,24 +6,16 @@ For code that writes its own backward pass: nothing here is seen by autograd.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from types import ModuleType
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mlip.ops.cpu import cache, threads
+from mlip.ops.cpu import threads
 from mlip.ops.cpu.library import as_array
 from mlip.ops.cpu.runner import SERIAL
-
-
-@lru_cache(maxsize=64)
-def _module(rows: int, out_rows: int, order: int, dtype: str) -> ModuleType:
-    from mlip.ops.cpu.sphere_products_text import source_text
-
-    text = source_text(rows, out_rows, order, dtype, packed=True)
-    return cache.load(f"packed_products_{rows}x{out_rows}_{order}_{dtype}", text)
+from mlip.ops.cpu.sphere_products import loops
 
 
 @dataclass(frozen=True)
@@ -53,14 +45,16 @@ class PackedProducts:
         self._run("slopes", n_atoms, u, gradient, out)
         return out
 
+    @cached_property
+    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """Entries of both matrices, point after point."""
+        return as_array(self.to_grid).ravel(), as_array(self.from_grid.T).ravel()
+
     def _run(self, loop: str, n_atoms: int, *tensors: Tensor) -> None:
         points, rows = self.to_grid.shape
         dtype = str(self.to_grid.dtype).removeprefix("torch.")
-        module = _module(rows, len(self.from_grid), self.order, dtype)
-        tables: tuple[np.ndarray, ...] = tuple(
-            as_array(table).ravel() for table in (self.to_grid, self.from_grid.T)
-        )
+        module = loops(rows, len(self.from_grid), self.order, dtype, packed=True)
         arrays = [tensor.numpy() for tensor in tensors]
-        call = partial(getattr(module, loop), *arrays, *tables, self.channels, points)
+        call = partial(getattr(module, loop), *arrays, *self._tables, self.channels, points)
         work = n_atoms * self.channels * points
         threads.run_range(call, n_atoms, serial=work < SERIAL)

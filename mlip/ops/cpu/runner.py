@@ -159,10 +159,10 @@ def backward(
     start, step = layout.rows(n_nodes, run.row_order)
     first = layout.feature_first(n_nodes)
 
-    unwanted = _unwanted(layout, source, features.dtype)
+    parts = chunks.part if chunks else _unwanted(layout, source, features.dtype)
 
     def task(i: int) -> None:
-        rows, part, part_first = chunks.part(i) if chunks else unwanted
+        rows, part, part_first = parts(i)
         run.code.backward_pass(
             *run.tables, features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr,
             source, rows, part, empty if out.harmonics is None else out.harmonics.ravel(),
@@ -226,11 +226,14 @@ class _Chunks:
         return tasks
 
 
-def _unwanted(layout: Layout, source: Array, dtype: np.dtype) -> tuple[Array, Array, Array]:
-    """One row that takes gradients of features which nobody wants, as ``_Chunks.part``."""
+def _unwanted(
+    layout: Layout, source: Array, dtype: np.dtype
+) -> Callable[[int], tuple[Array, Array, Array]]:
+    """Stand in for ``_Chunks.part``: one row takes gradients of features which nobody wants."""
     size = max((2 * i + 1) * c for i, c in enumerate(layout.channels))
     begins = np.zeros(len(layout.degrees), dtype=np.int64)
-    return np.zeros_like(source), np.zeros(size, dtype), begins
+    rows, row = np.zeros_like(source), np.zeros(size, dtype)
+    return lambda _: (rows, row, begins)
 
 
 def _radial(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:

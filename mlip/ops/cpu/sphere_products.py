@@ -26,18 +26,18 @@ from mlip.ops.cpu.runner import SERIAL
 
 
 @lru_cache(maxsize=64)
-def _module(rows: int, out_rows: int, order: int, dtype: str) -> ModuleType:
+def loops(rows: int, out_rows: int, order: int, dtype: str, packed: bool = False) -> ModuleType:
     """Generate, or read from the cache, the code for a number of coefficients and factors."""
     from mlip.ops.cpu.sphere_products_text import source_text
 
-    name = f"sphere_products_{rows}x{out_rows}_{order}_{dtype}"
-    return cache.load(name, source_text(rows, out_rows, order, dtype))
+    name = f"{'packed' if packed else 'sphere'}_products_{rows}x{out_rows}_{order}_{dtype}"
+    return cache.load(name, source_text(rows, out_rows, order, dtype, packed))
 
 
 def _run(loop: str, u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int, *more: Any) -> None:
     """Call a loop for all atoms; tables go point after point."""
     dtype = str(u.dtype).removeprefix("torch.")
-    module = _module(u.shape[1], len(from_grid), order, dtype)
+    module = loops(u.shape[1], len(from_grid), order, dtype)
     tables = (as_array(to_grid).ravel(), as_array(from_grid.T).ravel())
     channels = u.shape[2] // order
     arrays = [as_array(tensor).reshape(-1) for tensor in (u, *more)]
