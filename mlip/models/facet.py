@@ -278,8 +278,8 @@ class Facet(nn.Module):
             [N], in the energy unit the surrounding potential scales by.
         """
         species = self.species_of[graph.atomic_numbers]
-        edges = self.edges(graph.edge_vector, graph.edge_index, species.shape[0])
-        edges = edges._replace(inference=getattr(graph, "inference", False))
+        inference = getattr(graph, "inference", False)
+        edges = self.edges(graph.edge_vector, graph.edge_index, species.shape[0], inference)
         x: Features = (self.embedding[species][:, None, :],)  # [N, 1, C]
         scalars = []
         for block, readout in zip(self.blocks, self.readouts, strict=True):
@@ -290,8 +290,25 @@ class Facet(nn.Module):
             return energies
         return self._rescale(energies, species, graph)
 
-    def edges(self, vectors: Tensor, edge_index: Tensor, n_nodes: int) -> Edges:
+    @property
+    def lmax_edge(self) -> int:
+        """Highest degree of the edge harmonics."""
+        return _lmax_edge(self.config)
+
+    def edges(
+        self, vectors: Tensor, edge_index: Tensor, n_nodes: int, inference: bool = False
+    ) -> Edges:
         """Evaluate everything that depends on edge vectors alone."""
+        found = None
+        if inference and not self.training:
+            from mlip.models.facet_edges import edges_in_inference
+
+            found = edges_in_inference(self, vectors)
+        harmonics, basis = self.functions(vectors) if found is None else found
+        return Edges(harmonics, basis, neighborhood(edge_index, n_nodes), inference)
+
+    def functions(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate harmonics [E, K] and enveloped radial functions [E, R] of vectors [E, 3]."""
         if self.config.node_update != "sphere_product":
             vectors = -vectors[:, [2, 1, 0]]  # axes of the published models: their grid is inexact
         distance = torch.linalg.vector_norm(vectors, dim=1)
@@ -300,8 +317,7 @@ class Facet(nn.Module):
             scale = 1.0 if self._exact else self._radius(distance)
             basis = basis * (2 / scale)
         basis = basis * self._envelope(distance)[:, None]
-        harmonics = spherical_harmonics(_lmax_edge(self.config), vectors)
-        return Edges(harmonics, basis, neighborhood(edge_index, n_nodes))
+        return spherical_harmonics(self.lmax_edge, vectors), basis
 
     @property
     def _exact(self) -> bool:

@@ -134,7 +134,7 @@ def _prepare(block: FacetBlock) -> Weights:
         first[: mixed[0]].detach(),
         first[mixed[0] :].detach(),
         gates * factors,
-        PackedProducts(*update.tables(first), update.order, width),
+        PackedProducts(*update.degrees, update.order, update.scale, width),
     )
 
 

@@ -110,8 +110,8 @@ class SphereProductUpdate(nn.Module):
         joined = [n + n_products * width for n in channels_in]
         self.down = EquivariantLinear(joined[: lmax_out + 1], channels_out)
         self.invariants = MLP([joined[0], hidden, sum(channels_out)])
-        self.grid = (order * lmax + lmax_out, lmax)
-        self.n_out = (lmax_out + 1) ** 2
+        self.degrees = (lmax, lmax_out)
+        self.scale = 1 / math.sqrt(lmax + 1)  # of the factors
 
     def forward(self, y: Features) -> Features:
         """Map [N, 2l+1, channels_in[l]] to [N, 2l+1, channels_out[l]]."""
@@ -128,8 +128,10 @@ class SphereProductUpdate(nn.Module):
 
     def tables(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Give the matrices to the grid [G, (L+1)²] and back, like a tensor."""
-        to_grid = table_like(like, _minimal_to_grid, *self.grid)
-        return to_grid, table_like(like, _minimal_from_grid, *self.grid)[: self.n_out]
+        lmax, lmax_out = self.degrees
+        grid = (self.order * lmax + lmax_out, lmax)
+        to_grid = table_like(like, _minimal_to_grid, *grid)
+        return to_grid, table_like(like, _minimal_from_grid, *grid)[: (lmax_out + 1) ** 2]
 
 
 def _published_to_grid(lmax: int, n_latitude: int, n_longitude: int, quadrature: str) -> Tensor:

@@ -6,36 +6,39 @@ For code that writes its own backward pass: nothing here is seen by autograd.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlip.ops.cpu import threads
-from mlip.ops.cpu.library import as_array
+from mlip.ops.cpu.cache import load
+from mlip.ops.cpu.packed_products_text import source_text
 from mlip.ops.cpu.runner import SERIAL
-from mlip.ops.cpu.sphere_products import loops
+from mlip.so3 import minimal_grid, spherical_harmonics
 
 
 @dataclass(frozen=True)
 class PackedProducts:
-    """Running products of ``order`` factors, as ``mlip.ops.sphere_products`` defines them.
+    """Running products of ``order`` factors, projected to degrees up to ``lmax_out``.
 
-    Packed coefficients: flat, for each degree [N, 2l + 1, factors · channels].
+    Those of ``mlip.ops.sphere_products`` on a grid that is exact for them. Packed coefficients:
+    flat, for each degree [N, 2l + 1, factors · channels].
 
-    to_grid: [G, K]. from_grid: [K_out, G]. channels: of one factor, a multiple of a vector.
+    lmax: of the factors. scale: of every factor. channels: of one, a multiple of a vector.
     """
 
-    to_grid: Tensor
-    from_grid: Tensor
+    lmax: int
+    lmax_out: int
     order: int
+    scale: float
     channels: int
 
     def products(self, u: Tensor, n_atoms: int) -> Tensor:
         """Multiply packed factors; packed products."""
-        width = (self.order - 1) * self.channels
-        out = u.new_empty(n_atoms * len(self.from_grid) * width)
+        out = u.new_empty(n_atoms * (self.lmax_out + 1) ** 2 * (self.order - 1) * self.channels)
         self._run("products", n_atoms, u, out)
         return out
 
@@ -46,15 +49,32 @@ class PackedProducts:
         return out
 
     @cached_property
-    def _tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Entries of both matrices, point after point."""
-        return as_array(self.to_grid).ravel(), as_array(self.from_grid.T).ravel()
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Values [circles, entries] of the harmonics of orders m ≥ 0 where sin mφ is 0.
+
+        The first are those of the factors with their scale, the second have the weights of the
+        circles.
+        """
+        most = max(self.lmax, self.lmax_out)
+        grid = minimal_grid(self.order * self.lmax + self.lmax_out, 0)
+        values = spherical_harmonics(most, grid.points[:, 0])
+        columns = [degree**2 + degree + m for degree in range(most + 1) for m in range(degree + 1)]
+        weights = grid.weights.sum(1, keepdim=True)
+        return self.scale * values[:, columns], weights * values[:, columns]
 
     def _run(self, loop: str, n_atoms: int, *tensors: Tensor) -> None:
-        points, rows = self.to_grid.shape
-        dtype = str(self.to_grid.dtype).removeprefix("torch.")
-        module = loops(rows, len(self.from_grid), self.order, dtype, packed=True)
+        dtype = str(tensors[0].dtype).removeprefix("torch.")
+        module = loops(self.lmax, self.lmax_out, self.order, dtype)
         arrays = [tensor.numpy() for tensor in tensors]
-        call = partial(getattr(module, loop), *arrays, *self._tables, self.channels, points)
-        work = n_atoms * self.channels * points
+        tables = [np.ascontiguousarray(table.numpy(), dtype).ravel() for table in self._tables]
+        circles = len(self._tables[0])
+        call = partial(getattr(module, loop), *arrays, *tables, self.channels, circles)
+        work = n_atoms * self.channels * circles * (2 * self.lmax + 1) ** 2
         threads.run_range(call, n_atoms, serial=work < SERIAL)
+
+
+@cache
+def loops(lmax: int, lmax_out: int, order: int, dtype: str) -> ModuleType:
+    """Compiled loops, from the cache on disk if they are there."""
+    text = source_text(lmax, lmax_out, order, dtype)
+    return load(f"packed_products_{lmax}_{lmax_out}_{order}_{dtype}", text)

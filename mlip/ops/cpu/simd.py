@@ -146,6 +146,10 @@ class Writer:
         """Return x + y."""
         return self.builder.fadd(x, y)
 
+    def negative(self, x: ir.Value) -> ir.Value:
+        """Return −x."""
+        return self.builder.fneg(x)
+
     def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """Return x·y + z, rounded once."""
         return self.builder.call(self._function("llvm.fma", 3), [x, y, z])

@@ -26,12 +26,12 @@ from mlip.ops.cpu.runner import SERIAL
 
 
 @lru_cache(maxsize=64)
-def loops(rows: int, out_rows: int, order: int, dtype: str, packed: bool = False) -> ModuleType:
+def loops(rows: int, out_rows: int, order: int, dtype: str) -> ModuleType:
     """Generate, or read from the cache, the code for a number of coefficients and factors."""
     from mlip.ops.cpu.sphere_products_text import source_text
 
-    name = f"{'packed' if packed else 'sphere'}_products_{rows}x{out_rows}_{order}_{dtype}"
-    return cache.load(name, source_text(rows, out_rows, order, dtype, packed))
+    name = f"sphere_products_{rows}x{out_rows}_{order}_{dtype}"
+    return cache.load(name, source_text(rows, out_rows, order, dtype))
 
 
 def _run(loop: str, u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int, *more: Any) -> None:
