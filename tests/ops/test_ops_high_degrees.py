@@ -144,12 +144,12 @@ def split(case: Case, out: Tensor) -> list[Tensor]:
 
 def test_one_module_serves_all_sets_of_paths():
     first, second = (
-        program(SIGNATURES[name].paths, SIGNATURES[name].lmax_edge, "float64")
+        program(SIGNATURES[name].paths, SIGNATURES[name].lmax_edge, "float64", False)
         for name in ("gaps", "degree 8, low harmonics")
     )
     assert first.code is second.code
     low = ConvolutionSignature((8, 8), 1, (0, 1), True)
-    assert not program(low.paths, 1, "float64").tables
+    assert not program(low.paths, 1, "float64", False).tables
 
 
 def test_panels_have_the_widths_that_code_is_written_for():

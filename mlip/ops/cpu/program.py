@@ -42,18 +42,22 @@ class Program:
 
 
 @lru_cache(maxsize=256)
-def program(paths: tuple[Path, ...], lmax_edge: int, dtype: str) -> Program:
-    """Generate the code of a set of paths or tabulate it; compiled code comes from the cache."""
+def program(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool) -> Program:
+    """Generate the code of a set of paths or tabulate it; compiled code comes from the cache.
+
+    ``radial``: weights are made from radial functions; else they are given.
+    """
     if max(max(path) for path in paths) > HIGHEST_GENERATED:
         return _table_driven(paths, lmax_edge, dtype)
-    return _generated(paths, lmax_edge, dtype)
+    return _generated(paths, lmax_edge, dtype, radial)
 
 
-def _generated(paths: tuple[Path, ...], lmax_edge: int, dtype: str) -> Program:
+def _generated(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool) -> Program:
     from mlip.ops.cpu.generate import source_text
 
-    name = f"convolution_l{max(max(path) for path in paths)}_{len(paths)}paths_{dtype}"
-    code = cache.load(name, source_text(paths, lmax_edge, dtype))
+    kind = "radial_" if radial else ""
+    name = f"{kind}convolution_l{max(max(path) for path in paths)}_{len(paths)}paths_{dtype}"
+    code = cache.load(name, source_text(paths, lmax_edge, dtype, radial))
     return Program(code, np.arange(sum(2 * l3 + 1 for _, _, l3 in paths)))
 
 

@@ -106,7 +106,7 @@ def forward(
     if not layout.paths or not len(source):
         out[:] = 0
         return
-    run = program(layout.paths, layout.lmax_edge, features.dtype.name)
+    run = program(layout.paths, layout.lmax_edge, features.dtype.name, kernel is not None)
     weights, basis, matrix, n_radial = _radial(radial, kernel)
     call = partial(
         run.code.forward_pass, *run.tables, features, harmonics.ravel(), weights, basis, matrix,
@@ -145,7 +145,7 @@ def backward(
             array[:] = 0
         return
     n_nodes = len(rowptr) - 1
-    run = program(layout.paths, layout.lmax_edge, features.dtype.name)
+    run = program(layout.paths, layout.lmax_edge, features.dtype.name, kernel is not None)
     weights, basis, matrix, n_radial = _radial(radial, kernel)
     bounds = _chunk_bounds(rowptr, source)
     empty = np.empty(0, features.dtype)
