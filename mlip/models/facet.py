@@ -197,9 +197,7 @@ class FacetBlock(nn.Module):
     def message(self, x: Features, edges: Edges) -> Features:
         """Sum messages of neighbours and mix their channels."""
         h = self.before(x) if self.before is not None else x
-        linear = len(self.radial.kernels) == 1
-        radial = edges.basis if linear else self.radial(edges.basis)
-        kernel = self.radial.kernels[0] if linear else None
+        radial, kernel = self.radial.hidden(edges.basis), self.radial.kernels[-1]
         summed = sum_messages(
             self.signature, h, edges.harmonics, radial, kernel, edges.neighbors, self.backend
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mlip.nn.radial import SineBasis
 from mlip.ops.backend import CHECK_EDGES, compare, tracing, use_kernel
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def edges_in_inference(model: Facet, vectors: Tensor) -> tuple[Tensor, Tensor] |
     """
     config = model.config
     covered = (
-        config.radial_basis == "sine"
+        isinstance(model.radial_basis, SineBasis)
         and config.envelope == "polynomial"
         and config.node_update == "sphere_product"
         and not config.trainable_cutoff
@@ -49,7 +50,9 @@ def edges_in_inference(model: Facet, vectors: Tensor) -> tuple[Tensor, Tensor] |
 def _evaluate(model: Facet, vectors: Tensor) -> tuple[Tensor, Tensor]:
     from mlip.ops.cpu.edge_functions import EdgeFunctions
 
-    config, frequencies = model.config, model.radial_basis.frequencies.detach()
+    config, basis = model.config, model.radial_basis
+    assert isinstance(basis, SineBasis)
+    frequencies = basis.frequencies.detach()
     functions = EdgeFunctions(model.lmax_edge, frequencies, config.cutoff, config.envelope_order)
     found: tuple[Tensor, Tensor] = _Functions.apply(functions, vectors)  # type: ignore[no-untyped-call]
     return found

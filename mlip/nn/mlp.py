@@ -47,10 +47,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., widths[0]] to [..., widths[-1]]."""
-        last = len(self.kernels) - 1
-        for i, kernel in enumerate(self.kernels):
-            x = x @ kernel
-            x = self.final_activation(x) if i == last else self.activation(x)
+        return self.final_activation(self.hidden(x) @ self.kernels[-1])
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Map [..., widths[0]] to the input of the last layer, [..., widths[-2]]."""
+        for i, kernel in enumerate(list(self.kernels)[:-1]):
+            x = self.activation(x @ kernel)
             if i < len(self.norm_scales):
                 scale = self.norm_scales[i]
                 x = nn.functional.layer_norm(x, scale.shape, weight=scale, eps=1e-6)

@@ -8,6 +8,8 @@ from mlip.ops.backend import CHECK_EDGES, Backend, compare, use_kernel
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.neighborhood import Neighborhood
 
+FEW_RADIAL = 16
+CACHED_WEIGHTS = 1 << 22
 HIGHEST_CUDA_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
 
 
@@ -27,7 +29,8 @@ def sum_messages(
         features: [N, 2l+1, C_l] for each degree.
         harmonics: [E, (lmax_edge+1)²].
         radial: weights [E, n_weights], or radial functions [E, R] if there is a kernel.
-        kernel: [R, n_weights], weights of the radial functions; or None.
+        kernel: [R, n_weights], weights of the radial functions, or None. Weights of all edges are
+            not stored where that is cheaper.
         neighbors: edges sorted by target.
         backend: ``auto`` takes the kernel of the device where it can run and has agreed with the
             definition; ``numba`` (CPU) and ``cuda`` take it unchecked; ``torch`` is plain PyTorch.
@@ -38,6 +41,8 @@ def sum_messages(
     Raises:
         InputError: ``numba`` or ``cuda`` was asked for and cannot run.
     """
+    if kernel is not None and _multiplied_first(signature, radial, backend):
+        radial, kernel = radial @ kernel, None
     tensors = [*features, harmonics, radial, *([] if kernel is None else [kernel])]
 
     def check() -> tuple[float, float]:
@@ -53,6 +58,20 @@ def sum_messages(
     if kernel is None:
         return convolution(signature, features, harmonics, radial, neighbors)
     return radial_convolution(signature, features, harmonics, radial, kernel, neighbors)
+
+
+def _multiplied_first(signature: ConvolutionSignature, radial: Tensor, backend: Backend) -> bool:
+    """Whether to store the weights of all edges.
+
+    With few radial functions, to make them anew in each pass costs less than to read them. With
+    many, as behind hidden layers, it saves memory, which pays where weights leave the caches; only
+    the kernels of the CPU can.
+    """
+    n_edges, n_radial = radial.shape
+    if n_radial <= FEW_RADIAL:
+        return False
+    in_cache = n_edges * signature.n_weights <= CACHED_WEIGHTS
+    return in_cache or backend == "torch" or radial.device.type != "cpu"
 
 
 def _too_high(signature: ConvolutionSignature) -> str | None:

@@ -62,6 +62,10 @@ def blocks_used() -> set[str]:
     return {name for name, how in decisions().items() if "block of Facet" in name and "CPU" in how}
 
 
+def functions_used() -> set[str]:
+    return {name for name in decisions() if "functions of edges" in name}
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_agrees_with_the_general_way(name, dtype, monkeypatch):
@@ -91,6 +95,32 @@ def test_other_settings_go_the_general_way(name):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     reasons = [how for key, how in decisions().items() if "block of Facet" in key]
     assert any("plain PyTorch: " in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"radial_basis": "gaussian"},
+        {"envelope": "xplor"},
+        {"trainable_cutoff": True},
+        {"node_update": "gate"},
+    ],
+)
+def test_other_functions_of_edges_are_evaluated_in_plain_pytorch(options, monkeypatch):
+    monkeypatch.setattr("mlip.ops.backend._refused", {})
+    potential = make({"hidden": ((16, 16),), **options})
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    torch.testing.assert_close(
+        potential(graph).forces, plain(potential)(graph).forces, rtol=1e-12, atol=1e-12
+    )
+    assert not functions_used()
+    ours = make({"hidden": ((16, 16),)})
+    graph = atoms_to_graph(alloy(), ours.cutoff)
+    ours(graph)
+    assert functions_used()
+    monkeypatch.setattr("mlip.ops.backend._refused", {})
+    ours.train()(graph)
+    assert not functions_used()
 
 
 @pytest.mark.parametrize("name", ["degrees 0 to 2, twice", "messages of higher degree"])

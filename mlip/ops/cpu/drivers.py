@@ -31,7 +31,7 @@ TILE_BYTES = 12288  # weights of a tile, and as many slopes: a part of the first
 @written
 def radial_weights(k, B, b, n_radial, K, kernel, column, path, n_paths, blocks, n, W):
     """Weights of a tile and some blocks, W[t, p] = sum_r B[t, r] K[r, p]."""
-    full = k.remainder(n, 8)
+    cuts = [k.number(0), *(k.remainder(n, step) for step in (8, 4, 2)), n]
 
     def rows(t, count, first, w):
         sums = [k.accumulator(k.zero()) for _ in range(count)]
@@ -45,10 +45,9 @@ def radial_weights(k, B, b, n_radial, K, kernel, column, path, n_paths, blocks, 
     with k.loop(n_paths) as p:
         with k.loop(blocks) as c:
             first, w = kernel + (p * path + c * T), (p * blocks + c) * T
-            with k.loop(full, step=8) as t:
-                rows(t, 8, first, w)
-            with k.loop_from(full, n) as t:
-                rows(t, 1, first, w)
+            for step, start, end in zip((8, 4, 2, 1), cuts[:-1], cuts[1:], strict=True):
+                with k.loop_from(start, end, step=step) as t:
+                    rows(t, step, first, w)
 
 
 @written

@@ -1,8 +1,8 @@
 """Source text of the kernels that multiply functions on the sphere, circle by circle of latitude.
 
-On a circle a function is a short Fourier series, f(φ) = Σ_m z_m e^{imφ} with z_{−m} the conjugate of
-z_m; products are convolutions of series, and no point of a grid is visited. In code a series is a
-dictionary: order m ≥ 0 holds Re z_m, order −m holds −Im z_m, half of the factors of cos mφ and
+On a circle a function is a short Fourier series, f(φ) = Σ_m z_m e^{imφ} with z_{−m} the conjugate
+of z_m; products are convolutions of series, and no point of a grid is visited. In code a series is
+a dictionary: order m > 0 holds Re z_m and order −m holds −Im z_m, half of the factors of cos mφ and
 sin mφ. Series of all circles stay in cache between the two steps, S.
 """
 

@@ -55,8 +55,8 @@ def program(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool) -
 def _generated(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool) -> Program:
     from mlip.ops.cpu.generate import source_text
 
-    kind = "radial_" if radial else ""
-    name = f"{kind}convolution_l{max(max(path) for path in paths)}_{len(paths)}paths_{dtype}"
+    kind = "_radial" if radial else ""
+    name = f"convolution_l{max(max(path) for path in paths)}_{len(paths)}paths_{dtype}{kind}"
     code = cache.load(name, source_text(paths, lmax_edge, dtype, radial))
     return Program(code, np.arange(sum(2 * l3 + 1 for _, _, l3 in paths)))
 
