@@ -145,9 +145,12 @@ def _scaled(linear: EquivariantLinear) -> Matrices:
 
 def _degrees(flat: Tensor, n_atoms: int, channels: Sequence[int]) -> list[Tensor]:
     """View packed features as one matrix [N·(2l+1), C_l] for each degree."""
-    sizes = [n_atoms * (2 * degree + 1) * n for degree, n in enumerate(channels)]
-    parts = enumerate(flat.split(sizes))
-    return [part.view(n_atoms * (2 * degree + 1), channels[degree]) for degree, part in parts]
+    parts, first = [], flat.storage_offset()
+    for degree, width in enumerate(channels):
+        rows = n_atoms * (2 * degree + 1)
+        parts.append(flat.as_strided((rows, width), (width, 1), first))
+        first += rows * width
+    return parts
 
 
 def _empty(like: Tensor, n_atoms: int, channels: Sequence[int]) -> tuple[Tensor, list[Tensor]]:

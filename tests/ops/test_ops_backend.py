@@ -36,7 +36,7 @@ def _nothing_decided(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(backend, "_uncovered", {})
 
 
-def summed(name: str, dtype=torch.float64, signature=SIGNATURE, n_edges=60) -> Tensor:
+def summed(name: str, dtype=torch.float64, signature=SIGNATURE, n_edges=60, n_radial=4) -> Tensor:
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -47,8 +47,8 @@ def summed(name: str, dtype=torch.float64, signature=SIGNATURE, n_edges=60) -> T
     source = torch.randint(0, n_nodes, (n_edges,), generator=generator)
     out = sum_messages(
         signature, tuple(randn(n_nodes, 2 * i + 1, n) for i, n in enumerate(signature.channels)),
-        randn(n_edges, (signature.lmax_edge + 1) ** 2), randn(n_edges, 4),
-        randn(4, signature.n_weights), neighborhood(torch.stack([source, target]), n_nodes),
+        randn(n_edges, (signature.lmax_edge + 1) ** 2), randn(n_edges, n_radial),
+        randn(n_radial, signature.n_weights), neighborhood(torch.stack([source, target]), n_nodes),
         name,
     )  # fmt: skip
     return torch.cat([part.flatten() for part in out])
@@ -63,6 +63,35 @@ def test_auto_checks_once_and_says_so(caplog):
     assert torch.equal(first, again)
     torch.testing.assert_close(first, summed("torch"), atol=1e-12, rtol=0)
     assert torch.equal(first, summed("numba"))
+
+
+@pytest.mark.parametrize("name", ["numba", "torch"])
+def test_weights_of_many_radial_functions_are_stored_while_they_are_few(name, monkeypatch):
+    forms = []
+
+    def spied(function, which):
+        def call(*arguments):
+            forms.append(which(arguments))
+            return function(*arguments)
+
+        return call
+
+    from mlip.ops import messages
+    from mlip.ops.cpu import convolution as kernels
+
+    def is_stored(arguments):
+        return arguments[4] is None
+
+    stored = spied(kernels.kernel_convolution, is_stored)
+    monkeypatch.setattr(kernels, "kernel_convolution", stored)
+    monkeypatch.setattr(messages, "convolution", spied(messages.convolution, lambda _: True))
+    moments = spied(messages.radial_convolution, lambda _: False)
+    monkeypatch.setattr(messages, "radial_convolution", moments)
+    many = summed(name, n_radial=40)
+    summed(name, n_radial=4)
+    monkeypatch.setattr(messages, "CACHED_WEIGHTS", 60 * SIGNATURE.n_weights - 1)
+    torch.testing.assert_close(summed(name, n_radial=40), many, rtol=0, atol=1e-11)
+    assert forms == [True, False, name == "torch"]
 
 
 def test_a_wrong_kernel_is_not_used(caplog, monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -56,13 +56,15 @@ class Layout:
         sizes = [sum(self.channels[a] for a, _, _ in self.paths if a == l1) for l1 in self.degrees]
         return np.cumsum([0, *sizes[:-1]]).astype(np.int64)
 
+    @lru_cache(maxsize=64)  # noqa: B019  layouts live as long as the process
     def feature_first(self, n_nodes: int) -> Array:
         """First number of each group's features of ``n_nodes`` atoms."""
         first = np.cumsum([0, *((2 * i + 1) * c for i, c in enumerate(self.channels))]) * n_nodes
         return first[list(self.degrees)].astype(np.int64)
 
-    def rows(self, n_nodes: int, order: Array) -> tuple[Array, Array]:
-        """Of output rows (path, m3), in an order: index for atom 0, channel 0; step of atoms."""
+    @lru_cache(maxsize=64)  # noqa: B019
+    def rows(self, n_nodes: int) -> tuple[Array, Array]:
+        """Of output rows (path, m3): index for atom 0, channel 0; step of atoms."""
         first = np.cumsum([0, *((2 * i + 1) * c for i, c in enumerate(self.out_channels))])
         used = [0] * len(self.out_channels)
         start, step = [], []
@@ -71,7 +73,7 @@ class Layout:
                 start.append(first[l3] * n_nodes + m3 * self.out_channels[l3] + used[l3])
                 step.append((2 * l3 + 1) * self.out_channels[l3])
             used[l3] += self.channels[l1]
-        return np.array(start, dtype=np.int64)[order], np.array(step, dtype=np.int64)[order]
+        return np.array(start, dtype=np.int64), np.array(step, dtype=np.int64)
 
     def feature_size(self, n_nodes: int) -> int:
         """Numbers in packed features."""
@@ -111,7 +113,7 @@ def forward(
     call = partial(
         run.code.forward_pass, *run.tables, features, harmonics.ravel(), weights, basis, matrix,
         rowptr, source, out, layout.group_channels, layout.feature_first(n_nodes), layout.w_first,
-        layout.n_weights, n_radial, *layout.rows(n_nodes, run.row_order),
+        layout.n_weights, n_radial, *_rows(layout, n_nodes, run.row_order),
     )  # fmt: skip
     parts = 1 if _is_serial(layout, source) else 4 * threads.available_threads()
     threads.run(over_nodes(call, node_bounds(rowptr, parts)))
@@ -156,7 +158,7 @@ def backward(
     if out.kernel is not None:
         kernels = [np.zeros(out.kernel.size, features.dtype) for _ in kernels]
     slopes = empty if out.radial is None else out.radial.ravel()
-    start, step = layout.rows(n_nodes, run.row_order)
+    start, step = _rows(layout, n_nodes, run.row_order)
     first = layout.feature_first(n_nodes)
 
     parts = chunks.part if chunks else _unwanted(layout, source, features.dtype)
@@ -234,6 +236,11 @@ def _unwanted(
     begins = np.zeros(len(layout.degrees), dtype=np.int64)
     rows, row = np.zeros_like(source), np.zeros(size, dtype)
     return lambda _: (rows, row, begins)
+
+
+def _rows(layout: Layout, n_nodes: int, order: Array) -> tuple[Array, Array]:
+    start, step = layout.rows(n_nodes)
+    return start[order], step[order]
 
 
 def _radial(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:
