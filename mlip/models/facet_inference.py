@@ -254,7 +254,7 @@ def backward(
     for rows in old[len(du) :]:  # degrees that nothing but messages carries on
         rows.zero_()
     for degree, rows in enumerate(du):
-        dy = rows @ w.up[degree].T
+        dy = torch.mm(rows, w.up[degree].T)
         if degree < len(d_linear):
             dy.addmm_(d_linear[degree], w.down[degree].T)
         if degree == 0:
