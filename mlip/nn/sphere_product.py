@@ -21,7 +21,6 @@ from mlip.ops.backend import (
     Backend,
     compare,
     default_backend,
-    odd_channels,
     use_kernel,
 )
 from mlip.ops.gated_product import gated_product as compiled_product
@@ -128,9 +127,7 @@ def gated_product(
         For each tensor [N, rows, C].
     """
     lmax, mmax = basis.lmax, basis.mmax
-    odd = odd_channels(gate.shape[1], gate.dtype)
-    if basis.points is not None:
-        odd = "the grid is a published one"
+    published = "the grid is a published one" if basis.points is not None else None
 
     def fast(gate: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
         tables = sphere_tables(basis)
@@ -146,7 +143,7 @@ def gated_product(
         return compare(plain, fast, [tensor[:CHECK_EDGES] for tensor in (gate, *hidden)])
 
     backend = backend or default_backend()
-    use = len(gate) and use_kernel(backend, basis, [gate, *hidden], check, odd)
+    use = len(gate) and use_kernel(backend, basis, [gate, *hidden], check, published)
     return (fast if use else plain)(gate, *hidden)
 
 

@@ -42,7 +42,7 @@ def gated_product(
         in_frame: coefficients are order-major, an array for each order; else degree-major in one.
         tables: makes the factors of the matrices to a grid and back; hashable.
         extra: numbers in front of the first tensor that are something else.
-        gate: [N, h], factors of the product; on the CPU h is a multiple of 16 (float64: 8).
+        gate: [N, h], factors of the product.
         hidden: contiguous [N, rows·2h], the first with ``extra``.
 
     Returns:

@@ -25,7 +25,6 @@ from mlip.ops.backend import (
     compare,
     default_backend,
     kernels_of,
-    odd_channels,
     use_kernel,
 )
 from mlip.ops.segment import segment_sum
@@ -219,11 +218,10 @@ def _use_kernel(
     def check() -> tuple[float, float]:
         return _compared(signature, matrix[:CHECK_EDGES], scale[:CHECK_EDGES], len(ends), width)
 
-    odd = odd_channels(width, matrix.dtype)
     many = None
     if signature.lmax > HIGHEST_CUDA_DEGREE:
         many = f"degree {signature.lmax} is above {HIGHEST_CUDA_DEGREE}"
-    return use_kernel(backend, signature, [matrix, scale, *features], check, odd, many)
+    return use_kernel(backend, signature, [matrix, scale, *features], check, cuda=many)
 
 
 def _compared(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.ops.backend import Backend, compare, default_backend, odd_channels, use_kernel
+from mlip.ops.backend import Backend, compare, default_backend, use_kernel
 
 CHECK_ATOMS = 64
 
@@ -44,7 +44,6 @@ def sphere_products(
     """
     backend = backend or default_backend()
     signature = ProductSignature(u.shape[1], len(from_grid), len(to_grid), order)
-    odd = odd_channels(u.shape[2] // order, u.dtype)
 
     def check() -> tuple[float, float]:
         return compare(
@@ -53,7 +52,7 @@ def sphere_products(
             [u[:CHECK_ATOMS]],
         )
 
-    if backend != "torch" and len(u) and use_kernel(backend, signature, [u], check, odd):
+    if backend != "torch" and len(u) and use_kernel(backend, signature, [u], check):
         return _kernel(u, to_grid, from_grid, order)
     return _definition(u, to_grid, from_grid, order)
 

@@ -1,7 +1,6 @@
 """Every model passes the inherited physics suite; one subclass each.
 
-Most run what `auto` chooses, kernels or plain PyTorch for odd channels; the last ones run every
-operator on the named back end, or fail.
+Most run what `auto` chooses; the last ones run every operator on the named back end, or fail.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from mlip.ops.cpu import packed_products, threads
 from mlip.ops.cpu.packed_products import PackedProducts
 from mlip.so3 import minimal_grid
 
-ATOMS, CHANNELS, SCALE = 7, 32, 0.7
+ATOMS, CHANNELS, SCALE = 7, 40, 0.7  # the last vector is half full in float32
 CASES = [(1, 1, 2), (2, 2, 3), (2, 0, 3), (3, 1, 3), (2, 2, 4), (4, 4, 2)]  # degrees, factors
 
 

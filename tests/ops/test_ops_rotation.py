@@ -12,7 +12,7 @@ from mlip.errors import InputError
 from mlip.nn.edge_frames import EdgeFrameBuilder
 from mlip.ops import RotationSignature, rotate_gather, rotate_scatter
 from mlip.ops.cpu import threads
-from mlip.ops.cpu.rotation import gather_op, scatter_op, slopes_op
+from mlip.ops.cpu.rotation import _Call, gather_op, scatter_add, scatter_op, slopes_add, slopes_op
 from mlip.ops.rotation import add_slopes, add_to_ends
 from mlip.so3 import degree_major, order_major
 
@@ -104,6 +104,41 @@ def test_slopes_and_sums_are_added(monkeypatch, n_ends, by_degree, variable):
     assert difference.abs().max() < 1e-12
 
 
+def guarded(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Zeros, and the numbers behind them in memory."""
+    size = torch.Size(shape).numel()
+    whole = torch.zeros(size + 32, dtype=dtype)
+    return whole[:size].view(shape), whole[size:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize(("n_ends", "by_degree"), FORMS)
+@pytest.mark.parametrize("channels", [1, 7, 20, 41])
+def test_any_number_of_channels(channels, n_ends, by_degree, dtype):
+    """With and without a whole vector; nothing is read or written behind the last channel."""
+    signature = RotationSignature(3, 2)
+    exact = Case(signature, n_ends, by_degree, channels=channels)
+    case = Case(signature, n_ends, by_degree, channels=channels, dtype=dtype)
+    case.matrix = case.matrix.to(dtype)
+    leaves = [t.clone().requires_grad_() for t in (exact.x, exact.matrix, exact.scale)]
+    expected = torch.autograd.grad(exact.form(*leaves, exact.orders), leaves)
+
+    inputs = (case.matrix, case.scale, case.ends)
+    places = [guarded(tuple(part.shape), dtype) for part in (*case.orders, *leaves)]
+    *there, of_x, of_matrix, of_scale = [found for found, _ in places]
+    call = _Call(signature, case.x, there, *inputs)
+    call.run(call.module.gather, call.n_edges, 1)
+    scatter_add(signature, of_x, case.orders, *inputs)
+    slopes_add(signature, case.x, case.orders, *inputs, of_matrix, of_scale)
+
+    known = [*exact.gathered(exact.x, exact.matrix, exact.scale), *expected]
+    known[-2] = known[-2] * case.within
+    tolerance = 1e-12 if dtype == DOUBLE else 1e-4
+    for found, truth in zip((*there, of_x, of_matrix, of_scale), known, strict=True):
+        torch.testing.assert_close(found.double(), truth, rtol=tolerance, atol=tolerance)
+    assert not any(behind.any() for _, behind in places)
+
+
 def composed(case: Case, x: Tensor, matrix: Tensor, scale: Tensor) -> Tensor:
     """There, something nonlinear, and back, so that second derivatives are not zero."""
     matrix = matrix * case.within
@@ -114,9 +149,9 @@ def composed(case: Case, x: Tensor, matrix: Tensor, scale: Tensor) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("by_degree", [True, False])
-def test_finite_differences(by_degree):
-    case = Case(RotationSignature(1, 1), 2, by_degree, n_edges=2)
+@pytest.mark.parametrize(("by_degree", "channels"), [(True, 8), (False, 8), (True, 11)])
+def test_finite_differences(by_degree, channels):
+    case = Case(RotationSignature(1, 1), 2, by_degree, n_edges=2, channels=channels)
     inputs = [t.detach().requires_grad_() for t in (case.x, case.matrix, case.scale)]
 
     def function(*inputs: Tensor) -> Tensor:
@@ -158,8 +193,9 @@ def test_float32_is_as_accurate_as_the_definition(n_ends):
         assert kernel <= 2 * plain
 
 
-def test_results_do_not_depend_on_threads(monkeypatch):
-    case = Case(RotationSignature(4, 2), n_edges=300, channels=64, dtype=torch.float32)
+@pytest.mark.parametrize("channels", [64, 72])
+def test_results_do_not_depend_on_threads(monkeypatch, channels):
+    case = Case(RotationSignature(4, 2), n_edges=300, channels=channels, dtype=torch.float32)
     inputs = (case.matrix, case.scale, case.ends)
 
     def run(n_threads: int) -> list[Tensor]:
@@ -209,10 +245,6 @@ def test_what_does_not_fit_is_an_error_not_a_crash():
     ):
         with pytest.raises(InputError, match=f"(: |, ){word}"):
             gather_op(*wrong, 2, 1)
-    odd = Case(RotationSignature(2, 1), channels=5)
-    with pytest.raises(InputError, match="5 channels are not a multiple of 8"):
-        rotate_gather(odd.signature, odd.x, odd.matrix, odd.scale, odd.ends, "numba")
-    rotate_gather(odd.signature, odd.x, odd.matrix, odd.scale, odd.ends)  # plain PyTorch
 
 
 def test_torch_compile_sees_one_operator():

@@ -16,7 +16,7 @@ from torch import Tensor
 from mlip.ops.cpu import threads
 from mlip.ops.cpu.cache import load
 from mlip.ops.cpu.packed_products_text import source_text
-from mlip.ops.cpu.runner import SERIAL
+from mlip.ops.cpu.runner import BLOCK, SERIAL
 from mlip.so3 import minimal_grid, spherical_harmonics
 
 
@@ -27,7 +27,7 @@ class PackedProducts:
     Those of ``mlip.ops.sphere_products`` on a grid that is exact for them. Packed coefficients:
     flat, for each degree [N, 2l + 1, factors · channels].
 
-    lmax: of the factors. scale: of every factor. channels: of one, a multiple of a vector.
+    lmax: of the factors. scale: of every factor. channels: of one.
     """
 
     lmax: int
@@ -64,7 +64,8 @@ class PackedProducts:
 
     def _run(self, loop: str, n_atoms: int, *tensors: Tensor) -> None:
         dtype = str(tensors[0].dtype).removeprefix("torch.")
-        module = loops(self.lmax, self.lmax_out, self.order, dtype)
+        partial_vector = self.channels % BLOCK[dtype] > 0
+        module = loops(self.lmax, self.lmax_out, self.order, dtype, partial_vector)
         arrays = [tensor.numpy() for tensor in tensors]
         tables = [np.ascontiguousarray(table.numpy(), dtype).ravel() for table in self._tables]
         circles = len(self._tables[0])
@@ -74,7 +75,7 @@ class PackedProducts:
 
 
 @cache
-def loops(lmax: int, lmax_out: int, order: int, dtype: str) -> ModuleType:
+def loops(lmax: int, lmax_out: int, order: int, dtype: str, partial_vector: bool) -> ModuleType:
     """Compiled loops, from the cache on disk if they are there."""
-    text = source_text(lmax, lmax_out, order, dtype)
+    text = source_text(lmax, lmax_out, order, dtype, partial_vector)
     return load(f"packed_products_{lmax}_{lmax_out}_{order}_{dtype}", text)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops.backend import CHANNEL_BLOCK, odd_channels
+from mlip.ops.backend import CHANNEL_BLOCK
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array, atoms_exist
 from mlip.ops.cpu.runner import SERIAL
@@ -25,12 +25,12 @@ from mlip.ops.rotation import RotationSignature
 
 
 @lru_cache(maxsize=64)
-def _module(signature: RotationSignature, dtype: str) -> ModuleType:
+def _module(signature: RotationSignature, dtype: str, partial: bool) -> ModuleType:
     """Generate, or read from the cache, the code of a signature."""
     from mlip.ops.cpu.rotation_text import source_text
 
     name = f"rotation_l{signature.lmax}m{signature.mmax}_{dtype}"
-    return cache.load(name, source_text(signature, dtype))
+    return cache.load(name, source_text(signature, dtype, partial))
 
 
 class _Call:
@@ -48,7 +48,8 @@ class _Call:
         n_edges, n_ends = len(matrix), len(ends)
         self.channels = scale.shape[2] // n_ends
         check(signature, x, orders, matrix, scale, ends)
-        self.module = _module(signature, str(matrix.dtype).removeprefix("torch."))
+        partial = self.channels % CHANNEL_BLOCK[matrix.dtype] > 0
+        self.module = _module(signature, str(matrix.dtype).removeprefix("torch."), partial)
         self.tensors = [x.contiguous(), matrix.contiguous(), scale.contiguous()]
         self.orders = [part.contiguous() for part in orders]
         self.ends = as_array(ends)
@@ -115,8 +116,7 @@ def check(
 ) -> None:
     """Raise an error for what would make the compiled code read outside of its arrays.
 
-    On other devices any number of channels is right, and atoms are not looked at, which would make
-    the processor wait.
+    On other devices atoms are not looked at, which would make the processor wait.
     """
     n_edges, wide, n_coefficients = len(matrix), scale.shape[2], signature.n_coefficients
     width = wide // max(len(ends), 1)
@@ -126,8 +126,7 @@ def check(
         "matrix": matrix.shape == (n_edges, len(signature.degrees), n_coefficients),
         "scale": scale.shape in ((n_edges, signature.lmax + 1, wide), (n_edges, 1, wide)),
         "ends": ends.shape == (len(ends), n_edges) and (not on_cpu or atoms_exist(ends, len(x))),
-        "number of channels": wide == width * len(ends)
-        and not (on_cpu and odd_channels(width, matrix.dtype)),
+        "number of channels": wide == width * len(ends),
         "precision": {tensor.dtype for tensor in (x, *orders, matrix, scale)} == {matrix.dtype},
         "index type": ends.dtype == torch.int64,
     }
@@ -135,8 +134,7 @@ def check(
     if wrong:
         raise InputError(
             f"{signature}, {n_edges} edges, {len(x)} atoms: {', '.join(wrong)} do not fit; "
-            "expected the shapes of mlip.ops.rotate_gather, one precision, int64 atoms that "
-            f"exist, channels in multiples of {CHANNEL_BLOCK[matrix.dtype]}"
+            "expected the shapes of mlip.ops.rotate_gather, one precision, int64 atoms that exist"
         )
 
 

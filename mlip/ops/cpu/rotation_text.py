@@ -11,8 +11,11 @@ from mlip.ops.cpu.simd import lanes, register_bytes
 from mlip.ops.rotation import RotationSignature
 
 
-def source_text(signature: RotationSignature, dtype: str) -> str:
-    """Write the module for one signature and one precision, float32 or float64."""
+def source_text(signature: RotationSignature, dtype: str, partial: bool) -> str:
+    """Write the module for one signature and one precision, float32 or float64.
+
+    ``partial``: the last vector of channels is not whole.
+    """
     lmax, sizes = signature.lmax, signature.sizes
     places = [(order, position) for order, n in enumerate(sizes) for position in range(n)]
     rows: list[list[tuple[int, int, int]]] = [[] for _ in range(lmax + 1)]
@@ -38,6 +41,7 @@ LMAX = {lmax}
 # of each degree: row of the matrix, order, row within the order
 ROWS = {rows!r}
 N = {len(places)}
+PARTIAL = {partial}
 SUMS = {18 if register_bytes() != 32 else 9}  # vectors that are added to at a time
 written = straight_line({dtype!r})
 '''
@@ -60,7 +64,7 @@ def gather_end(k, X, x, channels, D, d, S, s, by_degree, <EDGE>, wide, count):
     """Rotate the features of one atom into the frame of one edge and scale them."""
     Y, y = [<ARRAYS>], [<FIRSTS>]
     for l in range(LMAX + 1):
-        with k.loop(count, step=T) as c:
+        for c in k.vectors(count, PARTIAL):
             of = [k.load(X, x + channels * (l * l + j) + c) for j in range(2 * l + 1)]
             scale = k.load(S, s + by_degree * l + c)
             for n, order, position in ROWS[l]:
@@ -76,7 +80,7 @@ def scatter_end(k, X, x, channels, D, d, S, s, by_degree, <EDGE>, wide, count):
     """Scale the features of one edge, rotate them back and add them to one atom."""
     Y, y = [<ARRAYS>], [<FIRSTS>]
     for l in range(LMAX + 1):
-        with k.loop(count, step=T) as c:
+        for c in k.vectors(count, PARTIAL):
             scale = k.load(S, s + by_degree * l + c)
             scaled = [
                 (n, k.mul(scale, k.load(Y[order], y[order] + wide * position + c)))
@@ -101,7 +105,7 @@ def slopes_end(k, X, x, channels, D, d, S, s, by_degree, <EDGE>, wide, DS, Z, co
         for begin in range(0, len(ROWS[l]), some):
             rows = ROWS[l][begin : begin + some]
             sums = [k.accumulator(k.load(Z, (at + i) * T)) for i in range(len(rows) * width)]
-            with k.loop(count, step=T) as c:
+            for c in k.vectors(count, PARTIAL):
                 of = [k.load(X, x + channels * (l * l + j) + c) for j in range(width)]
                 scale = k.load(S, s + by_degree * l + c)
                 slope = k.load(DS, s + by_degree * l + c)

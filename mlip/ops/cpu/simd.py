@@ -95,16 +95,22 @@ class Writer:
         self.vector = ir.VectorType(self.scalar, self.width)
         self.suffix = f"v{self.width}f{32 if dtype == 'float32' else 64}"
         self.align = np.dtype(dtype).itemsize
+        self.mask: ir.Value | None = None  # lanes in use, where not all are
 
     def load(self, array: Pointer, index: Int | int) -> ir.Value:
         """Read consecutive numbers."""
         address = self.builder.bitcast(array.at(index), self.vector.as_pointer())
-        return self.builder.load(address, align=self.align, typ=self.vector)
+        if self.mask is None:
+            return self.builder.load(address, align=self.align, typ=self.vector)
+        return self._masked("load", self.vector, [address], [self.zero()])
 
     def store(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
         """Write consecutive numbers."""
         address = self.builder.bitcast(array.at(index), self.vector.as_pointer())
-        self.builder.store(value, address, align=self.align)
+        if self.mask is None:
+            self.builder.store(value, address, align=self.align)
+        else:
+            self._masked("store", ir.VoidType(), [value, address], [])
 
     def stream(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
         """Write consecutive numbers to a whole register's width in memory, past the caches."""
@@ -115,16 +121,9 @@ class Writer:
 
     def prefetch(self, array: Pointer, index: Int | int, write: bool = False) -> None:
         """Ask for a cache line that will be read or written soon; any address will do."""
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        name = "llvm.prefetch.p0"
-        module = self.builder.module
-        if name not in module.globals:
-            kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-            ir.Function(module, kind, name)
-        address = self.builder.bitcast(array.at(index), byte)
-        self.builder.call(
-            module.globals[name], [address, *(ir.Constant(number, i) for i in (int(write), 2, 1))]
-        )
+        address = self.builder.bitcast(array.at(index), ir.IntType(8).as_pointer())
+        hints = [ir.Constant(ir.IntType(32), hint) for hint in (int(write), 2, 1)]
+        self._call("llvm.prefetch.p0", ir.VoidType(), [address, *hints])
 
     def broadcast(self, array: Pointer, index: Int | int) -> ir.Value:
         """Read one number into all lanes."""
@@ -152,7 +151,7 @@ class Writer:
 
     def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """Return x·y + z, rounded once."""
-        return self.builder.call(self._function("llvm.fma", 3), [x, y, z])
+        return self._call(f"llvm.fma.{self.suffix}", self.vector, [x, y, z])
 
     def accumulator(self, value: ir.Value) -> Accumulator:
         """Return a vector that later statements add to."""
@@ -244,6 +243,25 @@ class Writer:
         builder.branch(head)
         builder.position_at_end(after)
 
+    def vectors(self, count: Int, partial: bool) -> Iterator[Int]:
+        """Loop over whole vectors of ``count`` numbers; gives the first place of each.
+
+        With ``partial`` the statements are written a second time for the numbers that are left.
+        """
+        with self.loop(count, step=self.width) as place:
+            yield place
+        if partial:
+            place = self.remainder(count, self.width)
+            self.use_lanes(Int(self.builder, self.builder.sub(count.value, place.value)))
+            yield place
+            self.mask = None
+
+    def use_lanes(self, count: Int) -> None:
+        """From here on read zeros and write nothing beyond ``count`` lanes."""
+        kind = ir.VectorType(INDEX, self.width)
+        numbers = ir.Constant(kind, [ir.Constant(INDEX, i) for i in range(self.width)])
+        self.mask = self.builder.icmp_signed("<", numbers, self._splat(count.value))
+
     @contextlib.contextmanager
     def when(self, value: Int, constant: int) -> Iterator[None]:
         """Do the statements of the ``with`` block if an integer has this value."""
@@ -295,17 +313,24 @@ class Writer:
             yield start + i
 
     def _splat(self, scalar: ir.Value) -> ir.Value:
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        undefined = ir.Constant(ir.VectorType(scalar.type, self.width), ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
         order = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
         return self.builder.shuffle_vector(first, undefined, order)
 
-    def _function(self, name: str, n: int) -> ir.Function:
+    def _masked(
+        self, name: str, result: ir.Type, first: list[ir.Value], last: list[ir.Value]
+    ) -> ir.Value:
+        """Read or write the lanes in use."""
+        arguments = [*first, ir.Constant(ir.IntType(32), self.align), self.mask, *last]
+        return self._call(f"llvm.masked.{name}.{self.suffix}.p0", result, arguments)
+
+    def _call(self, name: str, result: ir.Type, arguments: list[ir.Value]) -> ir.Value:
+        """Call a function of LLVM's own."""
         module = self.builder.module
-        full = f"{name}.{self.suffix}"
-        if full not in module.globals:
-            ir.Function(module, ir.FunctionType(self.vector, [self.vector] * n), full)
-        return module.globals[full]
+        if name not in module.globals:
+            ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), name)
+        return self.builder.call(module.globals[name], arguments)
 
 
 def straight_line(dtype: str) -> Callable[[Callable[..., None]], Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mlip.ops.backend import CHANNEL_BLOCK
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array
 from mlip.ops.cpu.runner import SERIAL
@@ -18,11 +19,13 @@ from mlip.ops.gated_product import Tables
 
 
 @lru_cache(maxsize=64)
-def _module(lmax: int, mmax: int, in_frame: bool, tables: Tables, dtype: str) -> ModuleType:
+def _module(
+    lmax: int, mmax: int, in_frame: bool, tables: Tables, dtype: str, partial: bool
+) -> ModuleType:
     """Generate, or read from the cache, the code of a grid."""
     from mlip.ops.cpu.sphere_text import source_text
 
-    text = source_text(tables(), lmax, mmax, in_frame, dtype)
+    text = source_text(tables(), lmax, mmax, in_frame, dtype, partial)
     return cache.load(f"sphere_l{lmax}m{mmax}_{dtype}", text)
 
 
@@ -31,7 +34,8 @@ class GridKernels:
 
     def __init__(self, lmax: int, mmax: int, in_frame: bool, tables: Tables, gate: Tensor) -> None:
         dtype = str(gate.dtype).removeprefix("torch.")
-        self.module = _module(lmax, mmax, in_frame, tables, dtype)
+        partial = gate.shape[1] % CHANNEL_BLOCK[gate.dtype] > 0
+        self.module = _module(lmax, mmax, in_frame, tables, dtype, partial)
 
     def product(self, extra: int, gate: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Compute the products [N, rows, h]."""

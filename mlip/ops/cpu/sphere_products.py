@@ -19,27 +19,28 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops.backend import CHANNEL_BLOCK, odd_channels
+from mlip.ops.backend import CHANNEL_BLOCK
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array
 from mlip.ops.cpu.runner import SERIAL
 
 
 @lru_cache(maxsize=64)
-def loops(rows: int, out_rows: int, order: int, dtype: str) -> ModuleType:
-    """Generate, or read from the cache, the code for a number of coefficients and factors."""
+def loops(rows: int, out_rows: int, order: int, channels: int, dtype: torch.dtype) -> ModuleType:
+    """Generate, or read from the cache, the code for numbers of coefficients and of factors."""
     from mlip.ops.cpu.sphere_products_text import source_text
 
-    name = f"sphere_products_{rows}x{out_rows}_{order}_{dtype}"
-    return cache.load(name, source_text(rows, out_rows, order, dtype))
+    partial = channels % CHANNEL_BLOCK[dtype] > 0
+    number = str(dtype).removeprefix("torch.")
+    name = f"sphere_products_{rows}x{out_rows}_{order}_{number}"
+    return cache.load(name, source_text(rows, out_rows, order, number, partial))
 
 
 def _run(loop: str, u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int, *more: Any) -> None:
     """Call a loop for all atoms; tables go point after point."""
-    dtype = str(u.dtype).removeprefix("torch.")
-    module = loops(u.shape[1], len(from_grid), order, dtype)
-    tables = (as_array(to_grid).ravel(), as_array(from_grid.T).ravel())
     channels = u.shape[2] // order
+    module = loops(u.shape[1], len(from_grid), order, channels, u.dtype)
+    tables = (as_array(to_grid).ravel(), as_array(from_grid.T).ravel())
     arrays = [as_array(tensor).reshape(-1) for tensor in (u, *more)]
     call = partial(getattr(module, loop), *arrays, *tables, channels, len(to_grid))
     work = len(u) * channels * len(to_grid)
@@ -52,19 +53,14 @@ def check(
     from_grid: Tensor,
     order: int,
     *gradient: Tensor,
-    on_cpu: bool = True,
 ) -> None:
-    """Raise an error for what would make the compiled code read outside of its arrays.
-
-    On other devices any number of channels is right.
-    """
+    """Raise an error for what would make the compiled code read outside of its arrays."""
     channels = u.shape[-1] // order
     facts = {
         "u": u.dim() == 3 and u.shape[2] == order * channels,
         "to_grid": to_grid.dim() == 2 and to_grid.shape[1] == u.shape[1],
         "from_grid": from_grid.dim() == 2 and from_grid.shape[1] == len(to_grid),
         "order": order >= 2,
-        "number of channels": not (on_cpu and odd_channels(channels, u.dtype)),
         "precision": {t.dtype for t in (u, to_grid, from_grid, *gradient)} == {u.dtype},
         "gradient": all(
             t.shape == (len(u), len(from_grid), (order - 1) * channels) for t in gradient
@@ -74,8 +70,7 @@ def check(
     if wrong:
         raise InputError(
             f"products on the sphere: {', '.join(wrong)} do not fit; expected the shapes of "
-            "mlip.ops.sphere_products, one precision, on the CPU channels in multiples of "
-            f"{CHANNEL_BLOCK[u.dtype]}"
+            "mlip.ops.sphere_products and one precision"
         )
 
 

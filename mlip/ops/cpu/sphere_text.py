@@ -9,8 +9,13 @@ from mlip.ops.cpu.simd import lanes
 from mlip.ops.sphere_tables import SphereTables, block_sizes, places, rounded
 
 
-def source_text(tables: SphereTables, lmax: int, mmax: int, in_frame: bool, dtype: str) -> str:
-    """Write the module for one grid and one precision, float32 or float64."""
+def source_text(
+    tables: SphereTables, lmax: int, mmax: int, in_frame: bool, dtype: str, partial: bool
+) -> str:
+    """Write the module for one grid and one precision, float32 or float64.
+
+    ``partial``: the last vector of channels is not whole.
+    """
     sizes = block_sizes(lmax, mmax, in_frame)
     blocks = range(len(sizes))
     names = {
@@ -34,6 +39,7 @@ import numpy as np
 from numba import njit
 from mlip.ops.cpu.simd import straight_line
 T = {lanes(dtype)}
+PARTIAL = {partial}
 ROWS = {sizes!r}  # of the arrays of a function
 PLACES = {places(lmax, mmax, in_frame)!r}  # order, array, row of each coefficient
 THERE = {rounded(tables.there)}  # [latitude][row]
@@ -72,8 +78,10 @@ def loaded(k, arrays, firsts, stride):
 
 
 @written
-def product_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h):
+def product_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, left):
     """Multiply the two halves of the channels of one edge, for one block of channels."""
+    if PARTIAL:
+        k.use_lanes(left)
     Y, fy, M, fm = [<Y_ARRAYS>], [<Y_FIRSTS>], [<M_ARRAYS>], [<M_FIRSTS>]
     sums = [k.accumulator(k.zero()) for _ in PLACES]
     for there, back in zip(THERE, BACK, strict=True):
@@ -89,8 +97,10 @@ def product_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h):
 
 
 @written
-def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, <Y_GRADIENTS>, DGATE):
+def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, left, <Y_GRADIENTS>, DGATE):
     """Gradients of both halves and of the gate, from those of the product in M."""
+    if PARTIAL:
+        k.use_lanes(left)
     Y, fy, M, fm = [<Y_ARRAYS>], [<Y_FIRSTS>], [<M_ARRAYS>], [<M_FIRSTS>]
     slopes = [<Y_GRADIENTS>]
     of_gate = k.accumulator(k.zero())
@@ -121,7 +131,7 @@ def product(<Y_ARRAYS>, first, step, GATE, <M_ARRAYS>, h, e0, e1):
     """Write the products of edges e0 ... e1 - 1 to M."""
     for e in range(e0, e1):
         for c in range(0, h, T):
-            product_block(<Y_AT>, GATE.ctypes.data, e * h + c, <M_AT>, h)
+            product_block(<Y_AT>, GATE.ctypes.data, e * h + c, <M_AT>, h, h - c)
 
 
 @njit(**OPTIONS)
@@ -132,6 +142,7 @@ def gradient(
     for e in range(e0, e1):
         for c in range(0, h, T):
             gradient_block(
-                <Y_AT>, GATE.ctypes.data, e * h + c, <M_AT>, h, <Y_DATA>, DGATE.ctypes.data
+                <Y_AT>, GATE.ctypes.data, e * h + c, <M_AT>, h, h - c, <Y_DATA>,
+                DGATE.ctypes.data,
             )
 '''

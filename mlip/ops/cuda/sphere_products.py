@@ -51,7 +51,7 @@ def _launch(
 @products_op.register_kernel("cuda")
 def products(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tensor:
     """Kernel of ``mlip::sphere_products``."""
-    check(u, to_grid, from_grid, order, on_cpu=False)
+    check(u, to_grid, from_grid, order)
     out = u.new_empty(out_shape(u, from_grid, order))
     _launch("sphere_products", [u], to_grid, from_grid, order, out)
     return out
@@ -60,7 +60,7 @@ def products(u: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tenso
 @slopes_op.register_kernel("cuda")
 def slopes(u: Tensor, gradient: Tensor, to_grid: Tensor, from_grid: Tensor, order: int) -> Tensor:
     """Kernel of ``mlip::sphere_products_backward``."""
-    check(u, to_grid, from_grid, order, gradient, on_cpu=False)
+    check(u, to_grid, from_grid, order, gradient)
     out = u.new_empty(u.shape)
     _launch("sphere_slopes", [u, gradient], to_grid, from_grid, order, out)
     return out
