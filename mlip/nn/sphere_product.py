@@ -21,6 +21,7 @@ from mlip.ops.backend import (
     Backend,
     compare,
     default_backend,
+    of_width,
     use_kernel,
 )
 from mlip.ops.gated_product import gated_product as compiled_product
@@ -143,7 +144,8 @@ def gated_product(
         return compare(plain, fast, [tensor[:CHECK_EDGES] for tensor in (gate, *hidden)])
 
     backend = backend or default_backend()
-    use = len(gate) and use_kernel(backend, basis, [gate, *hidden], check, published)
+    name = of_width(basis, gate.shape[1], gate.dtype)
+    use = len(gate) and use_kernel(backend, name, [gate, *hidden], check, published)
     return (fast if use else plain)(gate, *hidden)
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Hashable
 from functools import cache
 from types import ModuleType
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -63,6 +63,20 @@ def _numba_missing() -> str | None:
     except ImportError as error:
         return f"Numba cannot be imported ({error})"
     return None if llvmlite.binding.get_host_cpu_name() else "the processor is unknown to LLVM"
+
+
+class InPart(NamedTuple):
+    """An operator with channels that do not fill vectors: compiled code of its own."""
+
+    signature: Hashable
+
+    def __str__(self) -> str:
+        return f"{self.signature}, any number of channels"
+
+
+def of_width(signature: Hashable, channels: int, dtype: torch.dtype) -> Hashable:
+    """Name the operator for `use_kernel`, which then checks both kinds of code."""
+    return InPart(signature) if odd_channels(channels, dtype) else signature
 
 
 def odd_channels(channels: int, dtype: torch.dtype) -> str | None:

@@ -25,6 +25,7 @@ from mlip.ops.backend import (
     compare,
     default_backend,
     kernels_of,
+    of_width,
     use_kernel,
 )
 from mlip.ops.segment import segment_sum
@@ -221,7 +222,8 @@ def _use_kernel(
     many = None
     if signature.lmax > HIGHEST_CUDA_DEGREE:
         many = f"degree {signature.lmax} is above {HIGHEST_CUDA_DEGREE}"
-    return use_kernel(backend, signature, [matrix, scale, *features], check, cuda=many)
+    name = of_width(signature, width, matrix.dtype)
+    return use_kernel(backend, name, [matrix, scale, *features], check, cuda=many)
 
 
 def _compared(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.ops.backend import Backend, compare, default_backend, use_kernel
+from mlip.ops.backend import Backend, compare, default_backend, of_width, use_kernel
 
 CHECK_ATOMS = 64
 
@@ -52,7 +52,8 @@ def sphere_products(
             [u[:CHECK_ATOMS]],
         )
 
-    if backend != "torch" and len(u) and use_kernel(backend, signature, [u], check):
+    name = of_width(signature, u.shape[2] // order, u.dtype)
+    if backend != "torch" and len(u) and use_kernel(backend, name, [u], check):
         return _kernel(u, to_grid, from_grid, order)
     return _definition(u, to_grid, from_grid, order)
 

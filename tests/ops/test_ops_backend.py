@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mlip.errors import InputError
+from mlip.nn.sphere_product import SphereBasis, gated_product, grid_matrices
 from mlip.ops import (
     ConvolutionSignature,
     Neighborhood,
@@ -199,6 +200,21 @@ def test_convolutions_on_a_gpu_go_to_its_kernels(monkeypatch):
 def test_no_edges_decide_nothing():
     assert not summed("auto", n_edges=0).any()
     assert backend.decisions() == {}
+
+
+def test_code_for_channels_that_fill_no_vector_is_checked_by_itself():
+    signature, product = RotationSignature(1, 1), SphereBasis(1, 1, False)
+    to_grid, from_grid = grid_matrices(product)
+    frames = torch.eye(4, dtype=torch.float64)[[0, 2, 3, 1]].expand(3, -1, -1)
+    ends = torch.tensor([[0, 1, 1]])
+    for channels in (16, 8, 5, 12):
+        ones = torch.ones(3, 4, channels, dtype=torch.float64)
+        rotate_gather(signature, ones[:2], frames, ones[:, :1], ends)
+        sphere_products(torch.cat([ones, ones], dim=2), to_grid, from_grid, 2)
+        gated_product(product, [torch.cat([ones, ones], dim=2).flatten(1)], 0, ones[:, 0])
+    names = [name for name, how in backend.decisions().items() if "CPU kernel, agrees" in how]
+    assert len(names) == 6
+    assert sum("any number of channels, float64" in name for name in names) == 3
 
 
 def test_decisions_say_what_ran_and_why():
