@@ -60,7 +60,7 @@ def block_in_inference(block: FacetBlock, x: Features, edges: Edges) -> Features
         x: [N, 2l+1, C_l] for each degree.
         edges: what blocks share.
     """
-    if block.backend == "torch" or tracing() or not edges.basis.shape[0]:
+    if block.backend == "torch" or tracing() or not edges.basis.shape[0] or not _simple(block):
         return None
     tensors = [*x, edges.harmonics, edges.basis]
 
@@ -83,20 +83,20 @@ def _run(
     return found
 
 
+def _simple(block: FacetBlock) -> bool:
+    """Whether this is the arithmetic of a block; for others nothing is decided here."""
+    return (
+        isinstance(block.update, SphereProductUpdate)
+        and block.before is None
+        and len(block.radial.kernels) == 1
+        and not block.residual_normalization
+        and block.output_gain is None
+    )
+
+
 def _uncovered(block: FacetBlock, x: Features) -> str | None:
-    """Why a block cannot run here, or None."""
-    update = block.update
-    if not isinstance(update, SphereProductUpdate):
-        return "its node update is no product on the sphere"
-    if (
-        block.before is not None
-        or len(block.radial.kernels) != 1
-        or block.residual_normalization
-        or block.output_gain is not None
-    ):
-        return "it is none of the simple setting"
-    widths = [*block.signature.channels, update.up.channels_out[0] // update.order]
-    odd = (odd_channels(width, x[0].dtype) for width in widths)
+    """Why a block cannot run here, or None: its messages are not padded."""
+    odd = (odd_channels(width, x[0].dtype) for width in block.signature.channels)
     return next((reason for reason in odd if reason is not None), None)
 
 

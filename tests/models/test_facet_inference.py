@@ -24,13 +24,13 @@ MODELS = {
     "no residual": {"hidden": ((16, 16, 16),), "block_residual": False},
     "fewer channels out": {"hidden": ((32, 32), (16, 16))},
     "fewer degrees out": {"hidden": ((16, 16, 16), (16, 16))},
+    "odd factors": {"hidden": ((16, 4),), "product_order": 2},
     "a degree left out": {"hidden": ((16, 0, 16), (16, 0, 16))},
 }
 OTHERS = {
     "gates": {"node_update": "gate", "hidden": ((16, 16),)},
     "radial network": {"radial_hidden": (8,), "hidden": ((16, 16),)},
-    "odd channels": {"hidden": ((20, 12),)},
-    "odd factors": {"hidden": ((16, 4),), "product_order": 2},
+    "odd channels": {"hidden": ((20, 12), (20, 12))},
     "normalised": {"residual_normalization": True, "hidden": ((16, 16),)},
     "mixed before": {"linear_before": True, "hidden": ((16, 16),)},
 }
@@ -88,13 +88,21 @@ def test_agrees_with_the_general_way(name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_settings_go_the_general_way(name):
+def test_other_settings_go_the_general_way(name, monkeypatch):
+    """Nothing is told about a block that is another one; its operators tell for themselves."""
+    for kept in ("_refused", "_uncovered"):
+        monkeypatch.setattr(f"mlip.ops.backend.{kept}", {})
     potential = make(OTHERS[name])
     graph = atoms_to_graph(alloy(), potential.cutoff)
     for a, b in zip(potential(graph), plain(potential)(graph), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    reasons = [how for key, how in decisions().items() if "block of Facet" in key]
-    assert any("plain PyTorch: " in reason for reason in reasons)
+    told = decisions()
+    blocks = {key: how for key, how in told.items() if "block of Facet" in key}
+    if name == "odd channels":  # the first block has those of the embedding
+        assert sorted(how[:13] for how in blocks.values()) == ["CPU kernel, a", "plain PyTorch"]
+    else:
+        assert not blocks
+    assert any(key.startswith("convolution") for key in told)
 
 
 @pytest.mark.parametrize(
