@@ -44,6 +44,7 @@ class MLP(nn.Module):
         )
         self.activation = ACTIVATIONS[activation]
         self.final_activation = ACTIVATIONS[final_activation]
+        self.final_is_linear = final_activation == "identity"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., widths[0]] to [..., widths[-1]]."""

@@ -26,6 +26,8 @@ MODELS = {
     "fewer degrees out": {"hidden": ((16, 16, 16), (16, 16))},
     "odd factors": {"hidden": ((16, 4),), "product_order": 2},
     "a degree left out": {"hidden": ((16, 0, 16), (16, 0, 16))},
+    "fewer scalars out": {"hidden": ((32, 16),), "outputs": 8},
+    "more scalars out": {"hidden": ((16, 16),), "outputs": 40},
 }
 OTHERS = {
     "gates": {"node_update": "gate", "hidden": ((16, 16),)},
