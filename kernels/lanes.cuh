@@ -16,13 +16,15 @@ __device__ __forceinline__ void unrolled(F&& f) {
   }
 }
 
-// Sums 32 values over 32 lanes with 31 exchanges: lane i returns the sum of all values[i].
-// A lane keeps one half of its values and gives the other to its partner, five times.
-template <typename T>
-__device__ __forceinline__ T sums_over_lanes(T (&values)[32]) {
+constexpr int halvings(int n) { return n > 1 ? 1 + halvings(n / 2) : 0; }
+
+// Sums N values, a power of two, over 32 lanes: lane i returns the sum of all values[i % N]. A lane keeps
+// one half of its values and gives the other to its partner until one is left: 31 exchanges for N = 32.
+template <typename T, int N>
+__device__ __forceinline__ T sums_over_lanes(T (&values)[N]) {
   const int lane = threadIdx.x & 31;
-  unrolled<0, 5>([&](auto step) {
-    constexpr int half = 16 >> decltype(step)::value;
+  unrolled<0, halvings(N)>([&](auto step) {
+    constexpr int half = N / 2 >> decltype(step)::value;
     const bool upper = lane & half;
     unrolled<0, half>([&](auto index) {
       constexpr int i = decltype(index)::value;
@@ -31,5 +33,8 @@ __device__ __forceinline__ T sums_over_lanes(T (&values)[32]) {
       values[i] = kept + __shfl_xor_sync(0xffffffffu, given, half);
     });
   });
-  return values[0];
+  T total = values[0];
+#pragma unroll
+  for (int other = N; other < 32; other *= 2) total += __shfl_xor_sync(0xffffffffu, total, other);
+  return total;
 }

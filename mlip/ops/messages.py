@@ -10,7 +10,6 @@ from mlip.ops.neighborhood import Neighborhood
 
 FEW_RADIAL = 16
 CACHED_WEIGHTS = 1 << 22
-HIGHEST_CUDA_DEGREE = 4  # above, generated code grows beyond what compiles in reasonable time
 
 
 def sum_messages(
@@ -48,8 +47,7 @@ def sum_messages(
     def check() -> tuple[float, float]:
         return _compared(signature, tensors, len(features), neighbors)
 
-    high = _too_high(signature)
-    if radial.shape[0] and use_kernel(backend, signature, tensors, check, cuda=high):
+    if radial.shape[0] and use_kernel(backend, signature, tensors, check):
         from mlip.ops.cpu.convolution import kernel_convolution
 
         return kernel_convolution(
@@ -72,14 +70,6 @@ def _multiplied_first(signature: ConvolutionSignature, radial: Tensor, backend: 
         return False
     in_cache = n_edges * signature.n_weights <= CACHED_WEIGHTS
     return in_cache or backend == "torch" or radial.device.type != "cpu"
-
-
-def _too_high(signature: ConvolutionSignature) -> str | None:
-    """Why there is no CUDA kernel, if so; the kernels go through all harmonics, used or not."""
-    degree = max([signature.lmax_edge, *(max(path) for path in signature.paths)])
-    if degree > HIGHEST_CUDA_DEGREE:
-        return f"degree {degree} is above {HIGHEST_CUDA_DEGREE}"
-    return None
 
 
 def _compared(

@@ -31,6 +31,7 @@ from tests.ops import test_ops_cuda_rotation as rotations
 from tests.ops import test_ops_cuda_segments as segments
 from tests.ops import test_ops_cuda_shared_operator as operators
 from tests.ops import test_ops_cuda_sphere_products as products
+from tests.ops import test_ops_cuda_tables as tables
 from tests.ops import test_ops_double_backward as seconds
 from tests.ops.host_cuda import HERE, KERNEL, HostModule, entries
 
@@ -121,6 +122,9 @@ def record() -> dict[tuple[Program, str], list[bytes]]:
         case.forward()
         case.backward()
         seconds.second(cuda_double_backward, case, seconds.probes(case, "xYbK"))
+        case = convolutions.Case(tables.SMALL, SINGLE, 3)
+        case.forward()
+        case.backward()
         rows, index, rowptr = segments.example(SINGLE, 3)
         cuda_segment_sum(rows, index, rowptr)
         cuda_segment_shares(rows, rows[:, 0].contiguous(), index, rowptr, 1e-16)

@@ -99,6 +99,23 @@ def convolutions(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     ]
 
 
+def high_convolutions(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    signature = ConvolutionSignature((1, 0, 0, 0, 0, CHANNELS), 2, (0, 5, 6), natural_parity=True)
+    edges = ends(2)
+    edges = edges[:, edges[1].sort(stable=True).indices]
+    near = neighborhood(edges, N_ATOMS)
+    absent = [torch.zeros(N_ATOMS, 2 * i + 1, 0, dtype=DOUBLE, device=DEVICE) for i in range(1, 5)]
+
+    def function(x: Tensor, y: Tensor, harmonics: Tensor, basis: Tensor, kernel: Tensor) -> Tensor:
+        inputs = (harmonics, basis, kernel, near)
+        found = sum_messages(signature, (x, *absent, y), *inputs, backend=name)  # type: ignore[arg-type]
+        return torch.cat([part.flatten() for part in found])
+
+    kernel = randn(4, signature.n_weights)
+    features = [randn(N_ATOMS, 1, 1), randn(N_ATOMS, 11, CHANNELS)]
+    return function, [*features, randn(N_EDGES, 9), randn(N_EDGES, 4), kernel]
+
+
 def products(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     tables = randn(20, 4), randn(9, 20)
 
@@ -119,7 +136,7 @@ def gated(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return function, [randn(N_EDGES, CHANNELS), *hidden]
 
 
-OPERATORS = [convolutions, rotations, shared_operators, forces, products, gated]
+OPERATORS = [convolutions, high_convolutions, rotations, shared_operators, forces, products, gated]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

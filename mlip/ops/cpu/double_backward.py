@@ -6,13 +6,13 @@ the first four. For cotangents of these, second derivatives are gradients of
 
     φ = Σ_i F(argument i replaced by its cotangent)
 
-and third ones replace two arguments. On the CPU each term is a forward or a backward pass; on CUDA
-one kernel makes them all (``mlip.ops.cuda.double_backward``).
+and third ones replace two arguments. On the CPU, and on CUDA above degree 4, each term is a forward
+or a backward pass; else one kernel makes them all (``mlip.ops.cuda.double_backward``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,20 +23,25 @@ from mlip.ops.cpu.library import only, packed_convolution, packed_convolution_ba
 Optional = Tensor | None
 Arguments = tuple[Tensor, Tensor, Tensor, Optional, Tensor]
 Graph = tuple[Tensor, Tensor, str]  # rowptr, source, signature
+Passes = tuple[Callable[..., Tensor], Callable[..., Sequence[Tensor]]]  # forward, backward
 N_ARGUMENTS = 5
 
 
 def gradients(
-    arguments: Sequence[Optional], graph: Graph, wanted: Sequence[bool]
+    arguments: Sequence[Optional],
+    graph: Graph,
+    wanted: Sequence[bool],
+    passes: Passes = (packed_convolution, packed_convolution_backward),
 ) -> list[Optional]:
     """Differentiate F by those of its five arguments that are wanted; None for the others."""
+    forward, backward = passes
     found: list[Optional] = [None] * N_ARGUMENTS
     first = list(wanted[:4])
     if any(first):
-        values = packed_convolution_backward(*arguments, *graph, first)
+        values = backward(*arguments, *graph, first)
         found[:4] = only(values, first)
     if wanted[4]:
-        found[4] = packed_convolution(*arguments[:4], *graph)
+        found[4] = forward(*arguments[:4], *graph)
     return found
 
 
@@ -58,13 +63,14 @@ def second_derivatives(
     along: Sequence[Optional],
     graph: Graph,
     wanted: Sequence[bool],
+    passes: Passes = (packed_convolution, packed_convolution_backward),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute ``packed_double_backward`` on the CPU: forward and backward passes, summed."""
+    """Compute ``packed_double_backward`` as a sum of forward and backward passes."""
     total: list[Optional] = [None] * N_ARGUMENTS
     for i, cotangent in enumerate(along):
         if cotangent is not None:
             others = [want and i != j for j, want in enumerate(wanted)]
-            add(total, gradients(replaced(arguments, i, cotangent), graph, others))
+            add(total, gradients(replaced(arguments, i, cotangent), graph, others, passes))
     return filled(arguments, total, wanted)
 
 

@@ -3,7 +3,7 @@
 Kernels of the operators ``mlip::convolution`` and ``mlip::convolution_backward``, which are
 declared and differentiated in ``mlip.ops.cpu.library``. Any number of channels. In the forward pass
 weights are made from radial functions as they are needed, if the kernel fits in shared memory; the
-backward pass stores them, [E, n_weights].
+backward pass stores them, [E, n_weights]. Degrees above 4 go through ``convolution_tables``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from mlip.ops.cpu.library import (
     packed_convolution_backward,
 )
 from mlip.ops.cpu.runner import Layout
+from mlip.ops.cuda import convolution_tables as tables
 from mlip.ops.cuda.convolution_table import Group
 from mlip.ops.cuda.program import Program
 from mlip.ops.cuda.slots import slots
 
+Gradients = tuple[Tensor | None, ...]
 SUM_BLOCK = 128  # threads of ``sum_of_sources``
+HIGHEST_WRITTEN_OUT = 4  # above, generated code grows beyond what compiles in reasonable time
 
 
 class GroupProgram:
@@ -43,6 +46,29 @@ def programs(signature: str, n_radial: int) -> tuple[GroupProgram, ...]:
     return tuple(GroupProgram(shape, degree, n_radial) for degree in shape.degrees)
 
 
+def written_out(shape: Layout) -> bool:
+    """Whether products are code, not tables; code goes through all harmonics, used or not."""
+    return max([shape.lmax_edge, *(max(path) for path in shape.paths)]) <= HIGHEST_WRITTEN_OUT
+
+
+def table_inputs(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Tensor | None,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+) -> tables.Inputs:
+    """What kernels with tables take; weights are stored only where radial functions do not fit."""
+    if kernel is not None and not tables.fits(signature, len(kernel), features.element_size()):
+        radial, kernel = radial @ kernel, None
+    return tables.Inputs(
+        features.contiguous(), harmonics.contiguous(), radial.contiguous(),
+        None if kernel is None else kernel.contiguous(), rowptr.contiguous(), source.contiguous(),
+    )  # fmt: skip
+
+
 @packed_convolution.register_kernel("cuda")
 def convolve(
     features: Tensor,
@@ -56,6 +82,9 @@ def convolve(
     """Kernel of ``mlip::convolution``."""
     shape = layout(signature)
     check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
+    if not written_out(shape):
+        arguments = (features, harmonics, radial, kernel, rowptr, source, signature)
+        return tables.forward(table_inputs(*arguments), signature)
     n_atoms = len(rowptr) - 1
     out = features.new_empty(shape.out_size(n_atoms))
     n_radial = 0 if kernel is None else radial.shape[1]
@@ -64,7 +93,7 @@ def convolve(
         g.group.fits(itemsize) for g in programs(signature, n_radial)
     ):
         radial, kernel, n_radial = radial @ kernel, None, 0
-    arguments = (
+    given = (
         features.contiguous(), harmonics.contiguous(), radial.contiguous(),
         radial if kernel is None else kernel.contiguous(), rowptr.contiguous(),
         source.contiguous(), out, n_atoms,
@@ -74,7 +103,7 @@ def convolve(
         each.program.launch(
             "convolution_forward", features.dtype,
             (n_atoms, -(-group.channels // group.block)), group.block,
-            group.shared_bytes(itemsize, backward=False), arguments,
+            group.shared_bytes(itemsize, backward=False), given,
         )  # fmt: skip
     return out
 
@@ -94,6 +123,45 @@ def convolve_backward(
     """Kernel of ``mlip::convolution_backward``."""
     shape = layout(signature)
     check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
+    arguments = (features, harmonics, radial, kernel, gradient, rowptr, source, signature)
+    passes = _backward_written_out if written_out(shape) else _backward_of_tables
+    return tuple(  # type: ignore[return-value]
+        tensor if want and tensor is not None else features.new_empty(0)
+        for tensor, want in zip(passes(*arguments, wanted), wanted, strict=True)
+    )
+
+
+def _backward_of_tables(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Tensor | None,
+    gradient: Tensor,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+    wanted: Sequence[bool],
+) -> Gradients:
+    inputs = table_inputs(features, harmonics, radial, kernel, rowptr, source, signature)
+    gradient = gradient.contiguous()
+    if (inputs.kernel is None) == (kernel is None):
+        return tables.backward(inputs, gradient, signature, wanted)
+    needs = [*wanted[:2], wanted[2] or wanted[3], False]
+    of_features, of_harmonics, of_weights, _ = tables.backward(inputs, gradient, signature, needs)
+    return (of_features, of_harmonics, *_of_radial(of_weights, radial, kernel, wanted))
+
+
+def _backward_written_out(
+    features: Tensor,
+    harmonics: Tensor,
+    radial: Tensor,
+    kernel: Tensor | None,
+    gradient: Tensor,
+    rowptr: Tensor,
+    source: Tensor,
+    signature: str,
+    wanted: Sequence[bool],
+) -> Gradients:
     weights = radial if kernel is None else radial @ kernel
     edges = any(wanted[1:])
     empty = features.new_empty(0)
@@ -106,15 +174,18 @@ def convolve_backward(
     )  # fmt: skip
     for i, each in enumerate(programs(signature, 0)):
         _launch_backward(each, inputs, of_features, of_harmonics, of_weights, i > 0)
-    of_radial: Tensor | None = of_weights
-    of_kernel: Tensor | None = None
-    if kernel is not None:
-        of_radial = of_weights @ kernel.T if wanted[2] else None
-        of_kernel = radial.T @ of_weights if wanted[3] else None
-    found = (of_features, of_harmonics, of_radial, of_kernel)
-    return tuple(  # type: ignore[return-value]
-        tensor if want and tensor is not None else features.new_empty(0)
-        for tensor, want in zip(found, wanted, strict=True)
+    return (of_features, of_harmonics, *_of_radial(of_weights, radial, kernel, wanted))
+
+
+def _of_radial(
+    of_weights: Tensor | None, radial: Tensor, kernel: Tensor | None, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Take gradients by weights w = b·K to those by radial functions and kernel."""
+    if kernel is None or of_weights is None:
+        return of_weights, None
+    return (
+        of_weights @ kernel.T if wanted[2] else None,
+        radial.T @ of_weights if wanted[3] else None,
     )
 
 

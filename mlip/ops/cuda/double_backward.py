@@ -3,7 +3,7 @@
 Kernel of the operator ``mlip::convolution_double_backward``, declared and differentiated in
 ``mlip.ops.cpu.double_backward``. One launch for each input degree, and a sum over the edges that
 leave an atom. Weights made from radial functions, w = b·K, and their derivatives are stored,
-[E, n_weights].
+[E, n_weights]. Above degree 4 second derivatives are sums of first ones.
 """
 
 from __future__ import annotations
@@ -15,9 +15,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mlip.ops.cpu import double_backward as sums
 from mlip.ops.cpu.double_backward import Arguments, Graph, add, filled, packed_double_backward
 from mlip.ops.cpu.library import check_shapes, layout
-from mlip.ops.cuda.convolution import GroupProgram, programs, sum_of_sources
+from mlip.ops.cuda.convolution import (
+    GroupProgram,
+    convolve,
+    convolve_backward,
+    programs,
+    sum_of_sources,
+    written_out,
+)
 from mlip.ops.cuda.program import Program
 
 Optional = Tensor | None
@@ -97,7 +105,11 @@ def cuda_double_backward(
     """Kernel of ``mlip::convolution_double_backward``."""
     arguments = (features, harmonics, radial, kernel, gradient)
     along = (along_features, along_harmonics, along_radial, along_kernel)
-    return second_derivatives(arguments, along, (rowptr, source, signature), wanted)
+    graph = (rowptr, source, signature)
+    if written_out(layout(signature)):
+        return second_derivatives(arguments, along, graph, wanted)
+    passes = (convolve, convolve_backward)
+    return sums.second_derivatives(arguments, along, graph, wanted, passes)
 
 
 def second_derivatives(
@@ -106,7 +118,7 @@ def second_derivatives(
     graph: Graph,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute ``packed_double_backward``, without derivatives."""
+    """Compute ``packed_double_backward`` in one pass, without derivatives."""
     features, harmonics, radial, kernel, gradient = arguments
     rowptr, source, signature = graph
     shape = layout(signature)
