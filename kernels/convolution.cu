@@ -69,32 +69,39 @@ __global__ void __launch_bounds__(BLOCK) convolution_forward(
   }
 }
 
-// A block for each atom. Gradients by weights go to of_weights [E, WEIGHTS], those by features of
-// each edge to of_edges [E, DIM, CHANNELS]; by harmonics they are added over lanes, warps and, with
-// ``add``, to what an earlier group wrote. A null pointer: not wanted.
+constexpr int power_of_two(int n) { return n > 1 ? 2 * power_of_two((n + 1) / 2) : 1; }
+
+// A block for each atom. Gradients by weights go to of_radial [E, WEIGHTS], those by features of
+// each edge to of_edges [E, DIM, CHANNELS]; by harmonics, and with RADIAL > 0 by radial functions,
+// of_radial [E, RADIAL], they are added over lanes, warps and, with ``add``, to what an earlier group wrote.
 template <typename T>
 __global__ void __launch_bounds__(BLOCK) convolution_backward(
-    const T* __restrict__ features, const T* __restrict__ harmonics,
-    const T* __restrict__ weights, const T* __restrict__ gradient,
+    const T* __restrict__ features, const T* __restrict__ harmonics, const T* __restrict__ radial,
+    const T* __restrict__ kernel, const T* __restrict__ gradient,
     const long long* __restrict__ rowptr, const long long* __restrict__ source,
-    T* __restrict__ of_edges, T* __restrict__ of_harmonics, T* __restrict__ of_weights,
+    T* __restrict__ of_edges, T* __restrict__ of_harmonics, T* __restrict__ of_radial,
     int n_atoms, int want_features, int want_edges, int add) {
-  SHARED_DYN(T, matrices);                         // [TILE, STRIDE]
-  T* const parts = matrices + TILE<T> * STRIDE;    // [TILE, warps, HARMONICS]
-  constexpr int warps = BLOCK / 32;
+  SHARED_DYN(T, matrices);                               // [BACKWARD_TILE, STRIDE]
+  T* const parts = matrices + BACKWARD_TILE<T> * STRIDE;  // [BACKWARD_TILE, warps, WIDTH]
+  constexpr int warps = BLOCK / 32, WIDTH = HARMONICS + RADIAL;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const size_t atom = blockIdx.x, end = rowptr[atom + 1];
 
-  for (size_t first = rowptr[atom]; first < end; first += TILE<T>) {
-    const int count = min((size_t)TILE<T>, end - first);
+  for (size_t first = rowptr[atom]; first < end; first += BACKWARD_TILE<T>) {
+    const int count = min((size_t)BACKWARD_TILE<T>, end - first);
     fill_tile(harmonics, first, count, matrices);
     __syncthreads();
     for (int t = 0; t < count; ++t) {
       const size_t e = first + t;
       const size_t atom_first = (size_t)BEFORE * n_atoms + (size_t)source[e] * (DIM * CHANNELS);
-      T dy[32];
+      T dy[32], functions[power_of_two(RADIAL)], of_functions[power_of_two(RADIAL)];
 #pragma unroll
       for (int j = 0; j < 32; ++j) dy[j] = 0;
+#pragma unroll
+      for (int r = 0; r < power_of_two(RADIAL); ++r) {
+        functions[r] = r < RADIAL ? radial[e * RADIAL + r] : T(0);
+        of_functions[r] = 0;
+      }
       for (int c = threadIdx.x; c < CHANNELS; c += BLOCK) {
         T x[DIM], g[ROWS], dx[DIM];
 #pragma unroll
@@ -103,10 +110,24 @@ __global__ void __launch_bounds__(BLOCK) convolution_backward(
           dx[i] = 0;
         }
         for_rows(n_atoms, atom, [&](int row, size_t place) { g[row] = gradient[place + c]; });
-        const size_t place = e * WEIGHTS + FIRST_WEIGHT + c;
-        const auto weight = [&](int path) -> T { return __ldcs(weights + place + path * CHANNELS); };
+        const size_t place = (RADIAL ? 0 : e * WEIGHTS) + FIRST_WEIGHT + c;
+        const auto weight = [&](int path) -> T {
+          if constexpr (RADIAL == 0) return __ldcs(radial + place + path * CHANNELS);
+          T w = 0;
+#pragma unroll
+          for (int r = 0; r < RADIAL; ++r) {
+            w += functions[r] * kernel[r * WEIGHTS + place + path * CHANNELS];
+          }
+          return w;
+        };
         const auto slope = [&](int path, T value) {
-          if (want_edges) __stcs(of_weights + place + path * CHANNELS, value);
+          if constexpr (RADIAL == 0) {
+            if (want_edges) __stcs(of_radial + place + path * CHANNELS, value);
+          }
+#pragma unroll
+          for (int r = 0; r < RADIAL; ++r) {
+            of_functions[r] += value * kernel[r * WEIGHTS + place + path * CHANNELS];
+          }
         };
         add_slopes(matrices + t * STRIDE, x, g, weight, slope, dx, dy);
         if (want_features) {
@@ -115,14 +136,21 @@ __global__ void __launch_bounds__(BLOCK) convolution_backward(
         }
       }
       const T total = sums_over_lanes(dy);
-      if (lane < HARMONICS) parts[(t * warps + warp) * HARMONICS + lane] = total;
+      T* const part = parts + (t * warps + warp) * WIDTH;
+      if (lane < HARMONICS) part[lane] = total;
+      if constexpr (RADIAL > 0) {
+        const T of_function = sums_over_lanes(of_functions);
+        if (lane < RADIAL) part[HARMONICS + lane] = of_function;
+      }
     }
     __syncthreads();
-    for (int i = threadIdx.x; want_edges && i < count * HARMONICS; i += BLOCK) {
-      const int t = i / HARMONICS, j = i % HARMONICS;
-      T total = add ? of_harmonics[first * HARMONICS + i] : T(0);
-      for (int w = 0; w < warps; ++w) total += parts[(t * warps + w) * HARMONICS + j];
-      of_harmonics[first * HARMONICS + i] = total;
+    for (int i = threadIdx.x; want_edges && i < count * WIDTH; i += BLOCK) {
+      const int t = i / WIDTH, j = i % WIDTH;
+      T& out = j < HARMONICS ? of_harmonics[(first + t) * HARMONICS + j]
+                             : of_radial[(first + t) * RADIAL + j - HARMONICS];
+      T total = add ? out : T(0);
+      for (int w = 0; w < warps; ++w) total += parts[(t * warps + w) * WIDTH + j];
+      out = total;
     }
   }
 }

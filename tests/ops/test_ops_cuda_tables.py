@@ -14,13 +14,13 @@ from mlip.ops.cuda.convolution import table_inputs
 from mlip.ops.cuda.double_backward import cuda_double_backward
 from mlip.ops.cuda.table_plan import tabulate
 from tests.ops.host_cuda import SHUFFLED, needs_compiler, same_bits, without_barrier
-from tests.ops.test_ops_cuda_convolution import ALL_PATHS, UNEVEN, Case, relative, usage
+from tests.ops.test_ops_cuda_convolution import ALL_PATHS, HIGH, UNEVEN, Case, relative, usage
 from tests.ops.test_ops_double_backward import probes, second, truth
 
 SIGNATURES = {
     "to 6, natural parity": ConvolutionSignature((3, 1, 2, 2, 1, 2, 3), 6, tuple(range(7)), True),
     "to 5, all parities": ConvolutionSignature((2, 1, 1, 1, 1, 9), 5, tuple(range(6)), False),
-    "gaps": ConvolutionSignature((8, 0, 40, 0, 0, 3, 16), 6, (0, 2, 5, 6), True),
+    "gaps": HIGH,
     "scalars in, more than a block": ConvolutionSignature((130,), 6, (0, 6), True),
     "harmonics that no product needs": ConvolutionSignature((4, 4, 2), 6, (0, 1), False),
     "degree 8": ConvolutionSignature((0,) * 8 + (33,), 8, (1, 8), True),
@@ -217,7 +217,7 @@ def test_mistakes_are_noticed(on_host, monkeypatch, name):
     out, slopes = case.truth()
     on_host(change=lambda text: text.replace(*MISTAKES[name]))
     pairs = zip(results(case).values(), (out, *slopes), strict=True)
-    assert any(relative(part, exact) > 1e-6 for part, exact in pairs)
+    assert not all(relative(part, exact) < 1e-6 for part, exact in pairs)  # or NaN
 
 
 MOST_REGISTERS = {"float": 176, "double": 255}

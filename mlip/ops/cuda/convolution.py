@@ -1,9 +1,10 @@
 """The convolution on CUDA: launches of ``kernels/convolution.cu``, one for each input degree.
 
 Kernels of the operators ``mlip::convolution`` and ``mlip::convolution_backward``, which are
-declared and differentiated in ``mlip.ops.cpu.library``. Any number of channels. In the forward pass
-weights are made from radial functions as they are needed, if the kernel fits in shared memory; the
-backward pass stores them, [E, n_weights]. Degrees above 4 go through ``convolution_tables``.
+declared and differentiated in ``mlip.ops.cpu.library``. Any number of channels. Weights are made
+from radial functions as they are needed: in the forward pass if the kernel fits in shared memory,
+in the backward pass for up to 16 functions; else they are stored, [E, n_weights]. The gradient by
+the kernel, and degrees above 4, go through ``convolution_tables``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mlip.ops.cuda.slots import slots
 
 Gradients = tuple[Tensor | None, ...]
 SUM_BLOCK = 128  # threads of ``sum_of_sources``
+MOST_RADIAL = 16  # functions of an edge, and their gradients, in the registers of a backward pass
 HIGHEST_WRITTEN_OUT = 4  # above, generated code grows beyond what compiles in reasonable time
 
 
@@ -162,19 +164,31 @@ def _backward_written_out(
     signature: str,
     wanted: Sequence[bool],
 ) -> Gradients:
-    weights = radial if kernel is None else radial @ kernel
-    edges = any(wanted[1:])
+    n_radial = 0 if kernel is None else len(kernel)
+    fused = kernel if 0 < n_radial <= MOST_RADIAL else None
+    weights = radial if kernel is None or fused is not None else radial @ kernel
+    edges = wanted[1] or wanted[2] or (wanted[3] and fused is None)
     empty = features.new_empty(0)
     of_features = features.new_zeros(features.shape) if wanted[0] else empty
     of_harmonics = harmonics.new_zeros(harmonics.shape) if edges else empty
     of_weights = weights.new_empty(weights.shape) if edges else empty
     inputs = (
         features.contiguous(), harmonics.contiguous(), weights.contiguous(),
-        gradient.contiguous(), rowptr.contiguous(), source.contiguous(),
+        empty if fused is None else fused.contiguous(), gradient.contiguous(), rowptr.contiguous(),
+        source.contiguous(),
     )  # fmt: skip
-    for i, each in enumerate(programs(signature, 0)):
+    each_degree = programs(signature, 0 if fused is None else n_radial)
+    for i, each in enumerate(each_degree):
         _launch_backward(each, inputs, of_features, of_harmonics, of_weights, i > 0)
-    return (of_features, of_harmonics, *_of_radial(of_weights, radial, kernel, wanted))
+    if not each_degree:
+        of_weights.zero_()
+    if fused is None:
+        return (of_features, of_harmonics, *_of_radial(of_weights, radial, kernel, wanted))
+    of_kernel = None
+    if wanted[3]:
+        arguments = (features, harmonics, radial, fused, rowptr, source, signature)
+        of_kernel = tables.gradient_by_kernel(table_inputs(*arguments), inputs[4], signature)
+    return of_features, of_harmonics, of_weights, of_kernel
 
 
 def _of_radial(
@@ -199,8 +213,10 @@ def _launch_backward(
 ) -> None:
     """Write the gradients of one input degree."""
     group, (features, *_, source) = each.group, inputs
-    n_atoms, dtype = len(inputs[4]) - 1, features.dtype
-    want_features = bool(of_features.numel())
+    n_atoms, dtype = len(inputs[5]) - 1, features.dtype
+    want_features, want_edges = bool(of_features.numel()), bool(of_harmonics.numel())
+    if not want_features and not want_edges:
+        return
     width = (2 * group.degree + 1) * group.channels
     of_edges = features.new_empty(len(source) * width if want_features else 0)
     each.program.launch(
@@ -208,7 +224,7 @@ def _launch_backward(
         group.shared_bytes(features.element_size(), backward=True),
         (
             *inputs, of_edges, of_harmonics, of_weights, n_atoms, int(want_features),
-            int(bool(of_weights.numel())), int(add),
+            int(want_edges), int(add),
         ),
     )  # fmt: skip
     if want_features:

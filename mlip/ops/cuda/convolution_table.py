@@ -59,8 +59,19 @@ class Group:
 
     def tile(self, itemsize: int) -> int:
         """Edges whose matrices are in shared memory at a time."""
-        fixed = self.n_radial * len(self.couplings) * self.block
-        return _largest_tile(itemsize, self.stride + self.n_radial + self.warp_sums, fixed)
+        return _largest_tile(itemsize, self.stride + self.n_radial, self._columns())
+
+    def backward_tile(self, itemsize: int) -> int:
+        """The same in the backward pass."""
+        return _largest_tile(itemsize, self._backward_numbers())
+
+    def _columns(self) -> int:
+        """Numbers of the kernel of radial functions that the forward pass keeps."""
+        return self.n_radial * len(self.couplings) * self.block
+
+    def _backward_numbers(self) -> int:
+        """Numbers of an edge: matrices, sums of each warp for harmonics and radial functions."""
+        return self.stride + self.warp_sums + self.n_radial * self.block // 32
 
     def fits(self, itemsize: int) -> bool:
         """Whether the fused forward pass has the shared memory that it needs."""
@@ -80,11 +91,10 @@ class Group:
 
     def shared_bytes(self, itemsize: int, backward: bool) -> int:
         """Dynamic shared memory of a block."""
-        tile = self.tile(itemsize)
         if backward:
-            return itemsize * tile * (self.stride + self.warp_sums)
-        fixed = self.n_radial * len(self.couplings) * self.block
-        return itemsize * (fixed + tile * (self.stride + self.n_radial))
+            return itemsize * self.backward_tile(itemsize) * self._backward_numbers()
+        each = self.stride + self.n_radial
+        return itemsize * (self._columns() + self.tile(itemsize) * each)
 
     def text(self) -> str:
         """Write the header."""
@@ -116,6 +126,9 @@ class Group:
             "template <typename T>",
             "constexpr int TILE = sizeof(T) == 4 "
             f"? {self.tile(4)} : {self.tile(8)};  // edges in shared memory",
+            "template <typename T>",
+            "constexpr int BACKWARD_TILE = sizeof(T) == 4 "
+            f"? {self.backward_tile(4)} : {self.backward_tile(8)};",
             "template <typename T>",
             "constexpr int SECOND_TILE = sizeof(T) == 4 "
             f"? {self.second_tile(4)} : {self.second_tile(8)};  // for second derivatives",
