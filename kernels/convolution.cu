@@ -144,13 +144,18 @@ __global__ void __launch_bounds__(BLOCK) convolution_backward(
       }
     }
     __syncthreads();
-    for (int i = threadIdx.x; want_edges && i < count * WIDTH; i += BLOCK) {
-      const int t = i / WIDTH, j = i % WIDTH;
-      T& out = j < HARMONICS ? of_harmonics[(first + t) * HARMONICS + j]
-                             : of_radial[(first + t) * RADIAL + j - HARMONICS];
+    const auto add_warps = [&](int t, int j, T& out) {
       T total = add ? out : T(0);
       for (int w = 0; w < warps; ++w) total += parts[(t * warps + w) * WIDTH + j];
       out = total;
+    };
+    for (int i = threadIdx.x; want_edges && i < count * HARMONICS; i += BLOCK) {
+      add_warps(i / HARMONICS, i % HARMONICS, of_harmonics[first * HARMONICS + i]);
+    }
+    if constexpr (RADIAL > 0) {
+      for (int i = threadIdx.x; want_edges && i < count * RADIAL; i += BLOCK) {
+        add_warps(i / RADIAL, HARMONICS + i % RADIAL, of_radial[first * RADIAL + i]);
+      }
     }
   }
 }

@@ -286,7 +286,7 @@ def test_mistakes_are_noticed(on_host, name):
 RADIAL_MISTAKES = {
     "functions of an earlier group lost": ("add ? out : T(0)", "T(0)"),
     "one function for all": ("w += functions[r]", "w += functions[0]"),
-    "gradients of one edge for all": ("of_radial[(first + t) * RADIAL", "of_radial[first * RADIAL"),
+    "gradients of one edge for all": ("of_radial[first * RADIAL + i]", "of_radial[i]"),
     "other warps lost": ("w < warps; ++w) total += parts[(t * warps + w) * WIDTH", "w < 1; ++w) "
                          "total += parts[(t * warps + w) * WIDTH"),
 }  # fmt: skip
