@@ -356,9 +356,11 @@ REGISTERS = re.compile(
     r"entry function '(\w+)'.*?\n.*?\n\D*(\d+) bytes stack frame, (\d+) bytes spill stores"
     r".*?\n.*?Used (\d+) registers"
 )
-MOST_REGISTERS = {"float": 168, "double": 255}
+MOST_REGISTERS = {"float": 128, "double": 255}
 MOST_SPILLS = {"float": 0, "double": 16}  # bytes
-MOST_RADIAL_SPILLS = 176  # bytes, in float64 with 28 rows, 8 functions and their gradients
+# The same of a backward pass with radial functions: 28 rows, 8 functions and their gradients.
+RADIAL_REGISTERS = {"float": 168, "double": 255}
+RADIAL_SPILLS = {"float": 0, "double": 176}
 
 
 def usage(program: Program, architecture: str) -> dict[str, tuple[int, int, int]]:
@@ -379,7 +381,7 @@ def test_compiles_without_spills(name, architecture):
     for each in {*programs(encode(signature), n_radial), *programs(encode(signature), 0)}:
         for kernel, (stack, spills, registers) in usage(each.program, architecture).items():
             real = "double" if kernel.endswith("<double>") else "float"
-            assert registers <= MOST_REGISTERS[real], kernel
-            fused = each.group.n_radial and kernel == "convolution_backward<double>"
-            most = MOST_RADIAL_SPILLS if fused else MOST_SPILLS[real]
+            fused = each.group.n_radial and kernel.startswith("convolution_backward")
+            assert registers <= (RADIAL_REGISTERS if fused else MOST_REGISTERS)[real], kernel
+            most = (RADIAL_SPILLS if fused else MOST_SPILLS)[real]
             assert max(stack, spills) <= most, kernel
