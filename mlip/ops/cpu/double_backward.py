@@ -6,8 +6,10 @@ the first four. For cotangents of these, second derivatives are gradients of
 
     φ = Σ_i F(argument i replaced by its cotangent)
 
-and third ones replace two arguments. On the CPU, and on CUDA above degree 4, each term is a forward
-or a backward pass; else one kernel makes them all (``mlip.ops.cuda.double_backward``).
+and third ones replace two arguments. On the CPU one pass makes the terms of features, harmonics
+and radial, what a force loss asks for (``second_text.py``); other terms, and all of them above
+degree 4, are forward and backward passes. On CUDA one kernel makes all, up to degree 4
+(``mlip.ops.cuda.double_backward``).
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlip.ops.cpu.library import only, packed_convolution, packed_convolution_backward
+from mlip.ops.cpu import second_runner
+from mlip.ops.cpu.library import (
+    as_array,
+    check_indices,
+    check_shapes,
+    layout,
+    only,
+    packed_convolution,
+    packed_convolution_backward,
+)
 
 Optional = Tensor | None
 Arguments = tuple[Tensor, Tensor, Tensor, Optional, Tensor]
@@ -58,19 +69,65 @@ def replaced(arguments: Sequence[Optional], i: int, value: Tensor) -> list[Optio
     return [*arguments[:i], value, *arguments[i + 1 :]]
 
 
-def second_derivatives(
+def sum_of_passes(
     arguments: Arguments,
     along: Sequence[Optional],
     graph: Graph,
     wanted: Sequence[bool],
     passes: Passes = (packed_convolution, packed_convolution_backward),
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute ``packed_double_backward`` as a sum of forward and backward passes."""
+) -> list[Optional]:
+    """Differentiate φ by forward and backward passes, up to two for each cotangent."""
     total: list[Optional] = [None] * N_ARGUMENTS
     for i, cotangent in enumerate(along):
         if cotangent is not None:
             others = [want and i != j for j, want in enumerate(wanted)]
             add(total, gradients(replaced(arguments, i, cotangent), graph, others, passes))
+    return total
+
+
+def one_pass(
+    arguments: Arguments,
+    along: tuple[Optional, Tensor, Tensor],
+    graph: Graph,
+    wanted: Sequence[bool],
+) -> list[Optional]:
+    """Differentiate φ for cotangents of features (or None), harmonics and radial in one pass."""
+    features, harmonics, radial, kernel, gradient = arguments
+    along_features, along_harmonics, along_radial = along
+    rowptr, source, signature = graph
+    shape = layout(signature)
+    check_indices(rowptr, source)
+    changed = features if along_features is None else along_features
+    for tensors in ((features, harmonics, radial), (changed, along_harmonics, along_radial)):
+        check_shapes(shape, *tensors, kernel, rowptr, source)
+    out = [
+        argument.new_empty(argument.shape) if want and argument is not None else None
+        for argument, want in zip(arguments, wanted, strict=True)
+    ]
+    second_runner.second_derivatives(
+        shape, as_array(features), as_array(harmonics), as_array(radial),
+        None if kernel is None else as_array(kernel), as_array(gradient),
+        None if along_features is None else as_array(along_features), as_array(along_harmonics),
+        as_array(along_radial), as_array(rowptr), as_array(source),
+        second_runner.Second(*(None if tensor is None else tensor.numpy() for tensor in out)),
+    )  # fmt: skip
+    return out
+
+
+def second_derivatives(
+    arguments: Arguments,
+    along: Sequence[Optional],
+    graph: Graph,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Compute ``packed_double_backward`` on the CPU."""
+    of_features, of_harmonics, of_radial, of_kernel = along
+    covered = second_runner.covers(layout(graph[2]))
+    if covered and of_harmonics is not None and of_radial is not None:
+        total = one_pass(arguments, (of_features, of_harmonics, of_radial), graph, wanted)
+        add(total, sum_of_passes(arguments, (None, None, None, of_kernel), graph, wanted))
+    else:
+        total = sum_of_passes(arguments, along, graph, wanted)
     return filled(arguments, total, wanted)
 
 

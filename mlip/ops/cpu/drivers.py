@@ -18,10 +18,10 @@ def drivers(tables: str = "", given: str = "", scratch: str = "", rows: str = ""
         scratch: argument that ``edges`` and ``nodes`` take after these.
         rows: argument that ``edges`` takes after that.
     """
-    return DRIVERS.format(tables=tables, given=given, scratch=scratch, rows=rows)
+    return PIECES + PASSES.format(tables=tables, given=given, scratch=scratch, rows=rows)
 
 
-DRIVERS = '''
+PIECES = '''
 
 OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False, cache=True)
 BYTES = np.dtype(FLOAT).itemsize
@@ -136,7 +136,9 @@ def work_space(size):
     space = np.zeros(size + 64, FLOAT)
     skip = (-space.ctypes.data % 64) // BYTES
     return space[skip : skip + size]
+'''
 
+PASSES = '''
 
 @njit(**OPTIONS)
 def forward_pass(

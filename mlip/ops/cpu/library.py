@@ -74,7 +74,7 @@ def check_shapes(
     )
 
 
-def _check_indices(rowptr: Tensor, source: Tensor) -> None:
+def check_indices(rowptr: Tensor, source: Tensor) -> None:
     """Raise an error for edges that do not exist; it reads them, so not on a GPU."""
     n_nodes, n_edges = len(rowptr) - 1, len(source)
     ends = int(rowptr[0]) == 0 and int(rowptr[-1]) == n_edges
@@ -120,7 +120,7 @@ def convolve(
     """Evaluate ``packed_convolution`` without derivatives."""
     shape = layout(signature)
     check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
-    _check_indices(rowptr, source)
+    check_indices(rowptr, source)
     out = features.new_empty(shape.out_size(len(rowptr) - 1))
     runner.forward(
         shape, as_array(features), as_array(harmonics), as_array(radial),

@@ -41,15 +41,36 @@ class Program:
     tables: tuple[Array | int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a pass for second derivatives is for.
+
+    along: there is a cotangent of the features.
+    harmonics, kernel: gradients of the harmonics, of a radial kernel, are wanted.
+    """
+
+    along: bool
+    harmonics: bool
+    kernel: bool
+
+    def __str__(self) -> str:
+        return "".join(name[0] for name, asked in vars(self).items() if asked)
+
+
+def is_generated(paths: tuple[Path, ...]) -> bool:
+    """Whether the products of these paths are written out."""
+    return max(max(path) for path in paths) <= HIGHEST_GENERATED
+
+
 @lru_cache(maxsize=256)
 def program(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool) -> Program:
     """Generate the code of a set of paths or tabulate it; compiled code comes from the cache.
 
     ``radial``: weights are made from radial functions; else they are given.
     """
-    if max(max(path) for path in paths) > HIGHEST_GENERATED:
-        return _table_driven(paths, lmax_edge, dtype)
-    return _generated(paths, lmax_edge, dtype, radial)
+    if is_generated(paths):
+        return _generated(paths, lmax_edge, dtype, radial)
+    return _table_driven(paths, lmax_edge, dtype)
 
 
 def _generated(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool) -> Program:
@@ -59,6 +80,15 @@ def _generated(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool
     name = f"convolution_l{max(max(path) for path in paths)}_{len(paths)}paths_{dtype}{kind}"
     code = cache.load(name, source_text(paths, lmax_edge, dtype, radial))
     return Program(code, np.arange(sum(2 * l3 + 1 for _, _, l3 in paths)))
+
+
+@lru_cache(maxsize=256)
+def second_module(paths: tuple[Path, ...], lmax_edge: int, dtype: str, asked: Asked) -> ModuleType:
+    """Generate the module with ``second_pass`` for paths that are written out."""
+    from mlip.ops.cpu.second_text import source_text
+
+    name = f"second_l{max(max(path) for path in paths)}_{len(paths)}paths_{asked}_{dtype}"
+    return cache.load(name, source_text(paths, lmax_edge, dtype, asked))
 
 
 def _table_driven(paths: tuple[Path, ...], lmax_edge: int, dtype: str) -> Program:

@@ -109,7 +109,7 @@ def forward(
         out[:] = 0
         return
     run = program(layout.paths, layout.lmax_edge, features.dtype.name, kernel is not None)
-    weights, basis, matrix, n_radial = _radial(radial, kernel)
+    weights, basis, matrix, n_radial = radial_arrays(radial, kernel)
     call = partial(
         run.code.forward_pass, *run.tables, features, harmonics.ravel(), weights, basis, matrix,
         rowptr, source, out, layout.group_channels, layout.feature_first(n_nodes), layout.w_first,
@@ -148,37 +148,76 @@ def backward(
         return
     n_nodes = len(rowptr) - 1
     run = program(layout.paths, layout.lmax_edge, features.dtype.name, kernel is not None)
-    weights, basis, matrix, n_radial = _radial(radial, kernel)
-    bounds = _chunk_bounds(rowptr, source)
+    weights, basis, matrix, n_radial = radial_arrays(radial, kernel)
     empty = np.empty(0, features.dtype)
-    chunks = (
-        _Chunks(layout, rowptr, source, bounds, out.features) if out.features is not None else None
-    )
-    kernels = [empty] * (len(bounds) - 1)
-    if out.kernel is not None:
-        kernels = [np.zeros(out.kernel.size, features.dtype) for _ in kernels]
     slopes = empty if out.radial is None else out.radial.ravel()
     start, step = _rows(layout, n_nodes, run.row_order)
-    first = layout.feature_first(n_nodes)
 
-    parts = chunks.part if chunks else _unwanted(layout, source, features.dtype)
-
-    def task(i: int) -> None:
-        rows, part, part_first = parts(i)
+    def call(part: Part) -> None:
         run.code.backward_pass(
             *run.tables, features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr,
-            source, rows, part, empty if out.harmonics is None else out.harmonics.ravel(),
-            slopes if n_radial == 0 else empty, slopes if n_radial else empty, kernels[i],
-            layout.group_channels, first, part_first, layout.w_first, layout.n_weights, n_radial,
-            start, step, bounds[i], bounds[i + 1],
+            source, part.rows, part.features,
+            empty if out.harmonics is None else out.harmonics.ravel(),
+            slopes if n_radial == 0 else empty, slopes if n_radial else empty, part.kernel,
+            layout.group_channels, layout.feature_first(n_nodes), part.first, layout.w_first,
+            layout.n_weights, n_radial, start, step, *part.atoms,
             out.harmonics is not None, out.kernel is not None,
         )  # fmt: skip
+
+    in_parts(layout, rowptr, source, features.dtype, out.features, out.kernel, call)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of targets, and where a pass over it adds.
+
+    rows: [E] row in ``features`` of the source of each edge.
+    features: packed rows; first: number where those of each group begin.
+    kernel: gradient of a radial kernel, flat; empty if it is not wanted.
+    atoms: first of the range, and first after it.
+    """
+
+    rows: Array
+    features: Array
+    first: Array
+    kernel: Array
+    atoms: tuple[int, int]
+
+
+def in_parts(
+    layout: Layout,
+    rowptr: Array,
+    source: Array,
+    dtype: np.dtype,
+    of_features: Array | None,
+    of_kernel: Array | None,
+    call: Callable[[Part], None],
+) -> None:
+    """Call a pass for ranges of targets, cut by the graph alone, and add their gradients in order.
+
+    Args:
+        layout: shapes.
+        rowptr, source: edges by target.
+        dtype: of the numbers.
+        of_features, of_kernel: where gradients of features and kernel go; None: not wanted.
+        call: the pass.
+    """
+    bounds = _chunk_bounds(rowptr, source)
+    chunks = (
+        _Chunks(layout, rowptr, source, bounds, of_features) if of_features is not None else None
+    )
+    parts = chunks.part if chunks else _unwanted(layout, source, dtype)
+    size = 0 if of_kernel is None else of_kernel.size
+    kernels = [np.zeros(size, dtype) for _ in bounds[1:]]
+
+    def task(i: int) -> None:
+        call(Part(*parts(i), kernels[i], (bounds[i], bounds[i + 1])))
 
     _run(layout, source, [partial(task, i) for i in range(len(bounds) - 1)])
     if chunks:
         _run(layout, source, chunks.sum())
-    if out.kernel is not None:
-        np.sum(kernels, axis=0, out=out.kernel.reshape(-1))
+    if of_kernel is not None:
+        np.sum(kernels, axis=0, out=of_kernel.reshape(-1))
 
 
 class _Chunks:
@@ -243,7 +282,7 @@ def _rows(layout: Layout, n_nodes: int, order: Array) -> tuple[Array, Array]:
     return start[order], step[order]
 
 
-def _radial(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:
+def radial_arrays(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:
     """Weights, radial functions, kernel and number of radial functions (0 without kernel)."""
     empty = np.empty(0, radial.dtype)
     if kernel is None:

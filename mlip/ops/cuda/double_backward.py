@@ -15,8 +15,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mlip.ops.cpu import double_backward as sums
-from mlip.ops.cpu.double_backward import Arguments, Graph, add, filled, packed_double_backward
+from mlip.ops.cpu.double_backward import (
+    Arguments,
+    Graph,
+    add,
+    filled,
+    packed_double_backward,
+    sum_of_passes,
+)
 from mlip.ops.cpu.library import check_shapes, layout
 from mlip.ops.cuda.convolution import (
     GroupProgram,
@@ -109,7 +115,7 @@ def cuda_double_backward(
     if written_out(layout(signature)):
         return second_derivatives(arguments, along, graph, wanted)
     passes = (convolve, convolve_backward)
-    return sums.second_derivatives(arguments, along, graph, wanted, passes)
+    return filled(arguments, sum_of_passes(arguments, along, graph, wanted, passes), wanted)
 
 
 def second_derivatives(
