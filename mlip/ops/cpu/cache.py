@@ -66,8 +66,8 @@ def load(name: str, text: str) -> ModuleType:
 def _written(path: Path, text: str) -> Path:
     """Write a file under a temporary name, then rename: two processes may do so at once.
 
-    Its time is set to a constant because Numba takes machine code for outdated when the time of
-    the source changes.
+    Its time is set to a constant because older versions of Numba take machine code for outdated
+    when the time of the source changes; newer ones compare the text.
     """
     if not path.exists():
         handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", dir=path.parent)
