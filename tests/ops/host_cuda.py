@@ -92,6 +92,7 @@ class HostModule:
         self, kernel: str, grid: Grid, block: int, shared: int, arguments: Sequence[Tensor | int]
     ) -> None:
         name, real = re.fullmatch(r"(\w+)<(\w+)>", kernel).groups()
+        assert all(grid), f"{kernel}: a GPU refuses a grid of {grid} blocks"
         assert shared <= 48 * 1024, f"{kernel}: {shared} bytes of shared memory"
         sizes = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], block, 1, 1)
         values = []
