@@ -41,7 +41,9 @@ class Calculator(ase_calculator.Calculator):
     Stress is defined for structures periodic in three directions only. Atoms are never changed.
 
     Args:
-        potential: a potential, the path of its file, or the name of a shipped one.
+        potential: a potential, the path of its file, or the name of a shipped one. Change the
+            weights of one in use by optimisers, ``load_state_dict`` or operations in place: what is
+            written through ``weight.data`` may not be noticed.
         device: where to compute, for instance ``"cuda"``; default the CPU, or where a potential
             given as object already is.
         dtype: ``"float32"`` or ``"float64"``; default float32, or what a potential given as

@@ -157,6 +157,18 @@ def test_changed_weights_are_noticed():
     torch.testing.assert_close(changed.energy, plain(potential)(graph).energy, rtol=1e-12, atol=0)
 
 
+def test_steps_of_training_are_noticed():
+    """A fused optimiser, which counts no version, between two evaluations."""
+    potential = make(MODELS["two factors"])
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    first = potential(graph)
+    potential.train()(graph, create_graph=True).forces.square().sum().backward()
+    torch.optim.AdamW(potential.parameters(), lr=1e-2, fused=True).step()
+    changed = potential.eval()(graph)
+    assert (changed.energy - first.energy).abs() > 1e-6
+    torch.testing.assert_close(changed.energy, plain(potential)(graph).energy, rtol=1e-12, atol=0)
+
+
 def test_second_derivatives_go_the_general_way():
     """Weights of a model in evaluation have gradients still, of forces too."""
     potential = make(MODELS["two factors"])
