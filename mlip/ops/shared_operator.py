@@ -23,7 +23,7 @@ from mlip.ops.backend import (
     compare,
     default_backend,
     kernels_of,
-    odd_channels,
+    of_width,
     use_kernel,
 )
 from mlip.ops.segment import segment_sum
@@ -166,8 +166,8 @@ def _use_kernel(
     many = None
     if max(operator.shape[1:]) > MOST_COEFFICIENTS:
         many = f"{max(operator.shape[1:])} coefficients are more than {MOST_COEFFICIENTS}"
-    odd = many or odd_channels(weights.shape[1], weights.dtype)
-    return use_kernel(backend, signature, [features, operator, weights], check, odd, many)
+    name = of_width(signature, weights.shape[1], weights.dtype)
+    return use_kernel(backend, name, [features, operator, weights], check, many, many)
 
 
 def _compared(operator: Tensor, weights: Tensor, n_ends: int) -> tuple[float, float]:

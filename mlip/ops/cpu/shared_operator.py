@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops.backend import CHANNEL_BLOCK, odd_channels
+from mlip.ops.backend import CHANNEL_BLOCK
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array, atoms_exist
 from mlip.ops.cpu.runner import SERIAL
@@ -27,13 +27,15 @@ CACHE = 4 * 2**20  # bytes; larger results are written past the caches, which wo
 
 
 @lru_cache(maxsize=64)
-def _module(signature: OperatorSignature, transposed: bool, dtype: str) -> ModuleType:
+def _module(
+    signature: OperatorSignature, transposed: bool, dtype: str, partial: bool
+) -> ModuleType:
     """Generate, or read from the cache, the code of a signature."""
     from mlip.ops.cpu.shared_operator_text import source_text
 
     size = f"{signature.rows}x{signature.columns}"
     name = f"operator_{size}_{signature.n_ends}{'t' * transposed}_{dtype}"
-    return cache.load(name, source_text(signature, transposed, dtype))
+    return cache.load(name, source_text(signature, transposed, dtype, partial))
 
 
 class _Call:
@@ -45,8 +47,9 @@ class _Call:
         signature = OperatorSignature(operator.shape[1], operator.shape[2], len(ends))
         self.transposed = operator.mT.is_contiguous() and not operator.is_contiguous()
         dtype = str(operator.dtype).removeprefix("torch.")
-        self.module = _module(signature, self.transposed, dtype)
         self.n_edges, self.channels = weights.shape
+        self.whole = self.channels % CHANNEL_BLOCK[weights.dtype] == 0
+        self.module = _module(signature, self.transposed, dtype, not self.whole)
         matrix = operator.mT if self.transposed else operator
         arrays = [as_array(tensor).reshape(-1) for tensor in (x, matrix, weights, y)]
         self.arguments = (*arrays, as_array(ends), self.channels)
@@ -68,22 +71,20 @@ def check(
 ) -> None:
     """Raise an error for what would make the compiled code read outside of its arrays.
 
-    On other devices any number of channels is right, and atoms are not looked at, which would make
-    the processor wait.
+    On other devices atoms are not looked at, which would make the processor wait.
 
     Args:
         nodes: [N, d, C].
         operator, weights, ends: of the operators.
         given: further names with a tensor and the shape that it must have.
     """
-    n_edges, channels = weights.shape
+    n_edges = len(weights)
     facts = {
         "operator": operator.dim() == 3 and len(operator) == n_edges,
         "ends": ends.dim() == 2
         and len(ends) > 0
         and ends.shape[1] == n_edges
         and (not on_cpu or atoms_exist(ends, len(nodes))),
-        "number of channels": not (on_cpu and odd_channels(channels, operator.dtype)),
         "precision": {t.dtype for t in (nodes, operator, weights)} == {operator.dtype},
         "index type": ends.dtype == torch.int64,
     }
@@ -93,8 +94,7 @@ def check(
     if wrong:
         raise InputError(
             f"shared operator, {n_edges} edges, {len(nodes)} atoms: {', '.join(wrong)} do not fit; "
-            "expected the shapes of mlip.ops.operator_gather, one precision, int64 atoms that "
-            f"exist, channels in multiples of {CHANNEL_BLOCK[operator.dtype]}"
+            "expected the shapes of mlip.ops.operator_gather, one precision, int64 atoms that exist"
         )
 
 
@@ -121,7 +121,7 @@ def gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor
     check(x, operator, weights, ends, {"x": (x, shape)})
     out = x.new_empty(len(weights), operator.shape[1], weights.shape[1])
     call = _Call(x, out, operator, weights, ends)
-    streams = out.nbytes > CACHE and out.data_ptr() % 64 == 0
+    streams = call.whole and out.nbytes > CACHE and out.data_ptr() % 64 == 0
     call.run(call.module.gather, call.n_edges, 1, streams)
     return out
 

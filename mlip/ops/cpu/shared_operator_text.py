@@ -11,13 +11,14 @@ from mlip.ops.cpu.simd import lanes
 from mlip.ops.shared_operator import OperatorSignature
 
 
-def source_text(signature: OperatorSignature, transposed: bool, dtype: str) -> str:
+def source_text(signature: OperatorSignature, transposed: bool, dtype: str, partial: bool) -> str:
     """Write the module for one signature and one precision, float32 or float64.
 
     Args:
         signature: shapes.
         transposed: matrices lie column by column in memory.
         dtype: float32 or float64.
+        partial: the last vector of channels is not whole.
     """
     ends = range(signature.n_ends)
     names = {
@@ -35,6 +36,7 @@ from numba import njit
 from mlip.ops.cpu.simd import straight_line
 FLOAT = np.{dtype}
 T = {lanes(dtype)}
+PARTIAL = {partial}
 ROWS, COLUMNS = {signature.rows}, {signature.columns}
 STEPS = {(1, signature.rows) if transposed else (signature.columns, 1)}  # of the matrix
 written = straight_line({dtype!r})
@@ -45,6 +47,12 @@ LOOPS = '''
 SIZE = ROWS * COLUMNS
 AHEAD = 8  # edges whose features are on their way from memory, too far apart to be foreseen
 OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False, cache=True)
+
+
+def choose_lanes(k, left):
+    """Leave out what lies beyond the last channel."""
+    if PARTIAL:
+        k.use_lanes(left)
 
 
 def summed(k, X, ends, at):
@@ -81,8 +89,9 @@ def products(k, X, ends, later, channels, M, m, W, w):
 
 
 @written
-def gather_block(k, X, <XS>, later, channels, M, m, W, w, Y, y):
+def gather_block(k, X, <XS>, later, channels, M, m, W, w, Y, y, left):
     """Write features of an edge that will be read soon."""
+    choose_lanes(k, left)
     for at, value in products(k, X, [<XS>], later, channels, M, m, W, w):
         k.prefetch(Y, y + AHEAD * ROWS * channels + at, True)
         k.store(Y, y + at, value)
@@ -90,14 +99,15 @@ def gather_block(k, X, <XS>, later, channels, M, m, W, w, Y, y):
 
 @written
 def stream_block(k, X, <XS>, later, channels, M, m, W, w, Y, y):
-    """Write features of an edge to memory: nothing is read to be overwritten."""
+    """Write features of an edge to memory, in whole vectors: nothing is read to be overwritten."""
     for at, value in products(k, X, [<XS>], later, channels, M, m, W, w):
         k.stream(Y, y + at, value)
 
 
 @written
-def scatter_block(k, X, <XS>, later, channels, M, m, W, w, Y, y):
+def scatter_block(k, X, <XS>, later, channels, M, m, W, w, Y, y, left):
     """Weight and multiply features of an edge and add them to all ends."""
+    choose_lanes(k, left)
     fetch(k, X, later, channels, ROWS, write=True)
     fetch(k, Y, y + AHEAD * COLUMNS * channels, channels, COLUMNS)
     scale = k.load(W, w)
@@ -110,8 +120,9 @@ def scatter_block(k, X, <XS>, later, channels, M, m, W, w, Y, y):
 
 
 @written
-def weight_slopes(k, X, <XS>, later, channels, M, m, W, w, Y, y, DW, P, Q, c):
+def weight_slopes(k, X, <XS>, later, channels, M, m, W, w, Y, y, left, DW, P, Q, c):
     """Write the gradient of weights; keep sums of ends in P and weighted Y in Q."""
+    choose_lanes(k, left)
     fetch(k, X, later, channels, COLUMNS)
     fetch(k, Y, y + AHEAD * ROWS * channels, channels, ROWS)
     of = [summed(k, X, [<XS>], channels * i) for i in range(COLUMNS)]
@@ -133,7 +144,7 @@ def matrix_slopes(k, P, Q, channels, DM, m, count):
         entries = range(first, min(first + T, SIZE))
         places = [(f // STEPS[0] % ROWS, f // STEPS[1] % COLUMNS) for f in entries]
         sums = [k.accumulator(k.zero()) for _ in entries]
-        with k.loop(count, step=T) as c:
+        for c in k.vectors(count, PARTIAL):
             left = {row: k.load(Q, channels * row + c) for row in sorted({r for r, _ in places})}
             right = {i: k.load(P, channels * i + c) for i in sorted({i for _, i in places})}
             for total, (row, column) in zip(sums, places, strict=True):
@@ -161,6 +172,7 @@ def gather(X, M, W, Y, ends, channels, streams, e0, e1):
                 gather_block(
                     X.ctypes.data, <AT_COLUMNS>, later + c, channels, M.ctypes.data, e * SIZE,
                     W.ctypes.data, e * channels + c, Y.ctypes.data, e * ROWS * channels + c,
+                    channels - c,
                 )
 
 
@@ -174,6 +186,7 @@ def scatter(X, M, W, Y, ends, channels, c0, c1):
             scatter_block(
                 X.ctypes.data, <AT_ROWS>, later + c, channels, M.ctypes.data, e * SIZE,
                 W.ctypes.data, e * channels + c, Y.ctypes.data, e * COLUMNS * channels + c,
+                channels - c,
             )
 
 
@@ -188,7 +201,7 @@ def slopes(X, M, W, Y, ends, channels, DM, DW, e0, e1):
             weight_slopes(
                 X.ctypes.data, <AT_COLUMNS>, later + c, channels, M.ctypes.data, e * SIZE,
                 W.ctypes.data, e * channels + c, Y.ctypes.data, e * ROWS * channels + c,
-                DW.ctypes.data, P.ctypes.data, Q.ctypes.data, c,
+                channels - c, DW.ctypes.data, P.ctypes.data, Q.ctypes.data, c,
             )
         matrix_slopes(P.ctypes.data, Q.ctypes.data, channels, DM.ctypes.data, e * SIZE, channels)
     return P, Q
