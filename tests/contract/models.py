@@ -1,4 +1,4 @@
-"""Small models, and of each architecture one whose channels suit the kernels of the CPU."""
+"""Small models, and of each architecture one that is put on every back end."""
 
 from __future__ import annotations
 
