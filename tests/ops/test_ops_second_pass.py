@@ -33,6 +33,7 @@ TOLERANCE = {torch.float32: 4e-7, torch.float64: 1e-15}
 def calls(monkeypatch):
     """Which cotangents (x, Y, b, K) each of the two ways was called with."""
     made: dict[str, list[str]] = {}
+    monkeypatch.setattr(double_backward, "agrees", lambda *_: True)
     for run in (one_pass, sum_of_passes):
         made[run.__name__] = []
 
@@ -62,6 +63,26 @@ def test_equals_the_definition(calls, signature, n_radial, given, dtype):
         assert relative(value, expected) < TOLERANCE[dtype]
     rest = "K" if "K" in given else ""
     assert calls == {"one_pass": [given.replace("K", "")], "sum_of_passes": [rest]}
+
+
+def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
+    case = Case(SMALL, torch.float64, 3)
+    along = probes(case, "xYb")
+    monkeypatch.setattr(double_backward, "_agrees", {})
+    right = second_runner.second_derivatives
+
+    def wrong(*arguments):
+        right(*arguments)
+        arguments[-1].features[0] *= 1.01
+
+    monkeypatch.setattr(second_runner, "second_derivatives", wrong)
+    found = second(packed_double_backward, case, along)
+    for value, expected in zip(found, truth(case, along), strict=True):
+        assert relative(value, expected) < TOLERANCE[torch.float64]
+    (record,) = caplog.records
+    assert "several passes instead of one" in record.getMessage()
+    second(packed_double_backward, case, along)
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("n_radial", [0, 8])

@@ -14,12 +14,14 @@ degree 4, are forward and backward passes. On CUDA one kernel makes all, up to d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mlip.ops.backend import CHECK_EDGES, TOLERANCE
 from mlip.ops.cpu import second_runner
 from mlip.ops.cpu.library import (
     as_array,
@@ -36,6 +38,9 @@ Arguments = tuple[Tensor, Tensor, Tensor, Optional, Tensor]
 Graph = tuple[Tensor, Tensor, str]  # rowptr, source, signature
 Passes = tuple[Callable[..., Tensor], Callable[..., Sequence[Tensor]]]  # forward, backward
 N_ARGUMENTS = 5
+
+logger = logging.getLogger("mlip")
+_agrees: dict[tuple[str, torch.dtype, int], bool] = {}
 
 
 def gradients(
@@ -114,6 +119,44 @@ def one_pass(
     return out
 
 
+def agrees(arguments: Arguments, graph: Graph) -> bool:
+    """Whether one pass gives what the passes do that a back end has checked; looked at once."""
+    tensors = [tensor for tensor in arguments if tensor is not None]
+    key = (graph[2], tensors[0].dtype, len(tensors))
+    if key not in _agrees:
+        difference = _difference(arguments, graph)
+        _agrees[key] = difference <= 2 * TOLERANCE[tensors[0].dtype]
+        text = "second derivatives of the convolution %s: %s, which differs from several by %.1e"
+        if _agrees[key]:
+            logger.info(text, graph[2], "one pass", difference)
+        else:
+            logger.warning(text, graph[2], "several passes instead of one", difference)
+    return _agrees[key]
+
+
+def _difference(arguments: Arguments, graph: Graph) -> float:
+    """Compare for random numbers, of which no derivative vanishes, on the first edges."""
+    rowptr, source, signature = graph
+    count = min(CHECK_EDGES, len(source))
+    part = (rowptr.clamp(max=count), source[:count], signature)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(i: int) -> Optional:
+        tensor = arguments[i]
+        if tensor is None:
+            return None
+        shape = (count, *tensor.shape[1:]) if i in (1, 2) else tensor.shape
+        return torch.randn(shape, generator=generator, dtype=tensor.dtype)
+
+    given = tuple(random(i) for i in range(N_ARGUMENTS))
+    along = (random(0), random(1), random(2))
+    wanted = [tensor is not None for tensor in given]
+    one = one_pass(given, along, part, wanted)  # type: ignore[arg-type]
+    pairs = zip(one, sum_of_passes(given, (*along, None), part, wanted), strict=True)  # type: ignore[arg-type]
+    found = [(a, b) for a, b in pairs if a is not None and b is not None]
+    return max(float((a - b).norm() / b.norm()) for a, b in found)
+
+
 def second_derivatives(
     arguments: Arguments,
     along: Sequence[Optional],
@@ -123,7 +166,7 @@ def second_derivatives(
     """Compute ``packed_double_backward`` on the CPU."""
     of_features, of_harmonics, of_radial, of_kernel = along
     covered = second_runner.covers(layout(graph[2]))
-    if covered and of_harmonics is not None and of_radial is not None:
+    if covered and of_harmonics is not None and of_radial is not None and agrees(arguments, graph):
         total = one_pass(arguments, (of_features, of_harmonics, of_radial), graph, wanted)
         add(total, sum_of_passes(arguments, (None, None, None, of_kernel), graph, wanted))
     else:
