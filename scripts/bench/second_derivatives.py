@@ -5,7 +5,7 @@
 256 atoms with 78 neighbours, degrees 0 to L of 32 channels, paths that conserve parity, float32,
 cotangents of the gradients by features, harmonics and weights (given) or 8 radial functions, as a
 force loss has them. Both ways in turn; one thread, time of the processor, median and range of the
-ratios. Multiply-adds are those of ``mlip bench kernels`` (``convolution_work``), whatever runs.
+ratios.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import time
 import torch
 from torch import Tensor
 
-from mlip.benchmarks.kernel_work import convolution_work
 from mlip.ops import ConvolutionSignature
 from mlip.ops.cpu.double_backward import one_pass, sum_of_passes
 from mlip.ops.cpu.library import encode, layout
@@ -50,10 +49,9 @@ def row(lmax: int, n_radial: int, repeats: int) -> str:
                 times[name].append(time.process_time() - start)
     ratios = [b / a for a, b in zip(times["one"], times["sum"], strict=True)]
     one, many = (statistics.median(times[name]) for name in ("one", "sum"))
-    operations = n_edges * CHANNELS * convolution_work(signature, n_radial).double_backward
     return (
         f"{1e3 * many:.1f} | {1e3 * one:.1f} | {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f}–{max(ratios):.2f}) | {operations / one / 1e9:.0f}"
+        f"({min(ratios):.2f}–{max(ratios):.2f})"
     )
 
 
@@ -66,8 +64,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| L | weights | sum of passes (ms) | one pass | times faster | GFLOP/s of one pass |")
-    print("|---|---|--:|--:|--:|--:|")
+    print("| L | weights | sum of passes (ms) | one pass | times faster |")
+    print("|---|---|--:|--:|--:|")
     for lmax in args.lmax:
         for n_radial in (0, 8):
             kind = "radial functions" if n_radial else "given"
