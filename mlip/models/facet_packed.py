@@ -35,6 +35,7 @@ def empty(like: Tensor, n_atoms: int, channels: Sequence[int]) -> tuple[Tensor, 
 
 
 def widths(matrices: Matrices, dim: int) -> list[int]:
+    """Rows (dim 0) or columns (1) of the matrix of each degree."""
     return [matrix.shape[dim] for matrix in matrices]
 
 

@@ -48,6 +48,7 @@ class Weights(NamedTuple):
 
 
 def prepare(block: FacetBlock) -> Weights:
+    """Give the weights of a block."""
     from mlip.ops.cpu.library import encode
     from mlip.ops.cpu.packed_products import PackedProducts
 

@@ -6,7 +6,7 @@ For code that writes its own backward pass: nothing here is seen by autograd.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from types import ModuleType
 
 import numpy as np
@@ -48,30 +48,36 @@ class PackedProducts:
         self._run("slopes", n_atoms, u, gradient, out)
         return out
 
-    @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        """Values [circles, entries] of the harmonics of orders m ≥ 0 where sin mφ is 0.
-
-        The first are those of the factors with their scale, the second have the weights of the
-        circles.
-        """
-        most = max(self.lmax, self.lmax_out)
-        grid = minimal_grid(self.order * self.lmax + self.lmax_out, 0)
-        values = spherical_harmonics(most, grid.points[:, 0])
-        columns = [degree**2 + degree + m for degree in range(most + 1) for m in range(degree + 1)]
-        weights = grid.weights.sum(1, keepdim=True)
-        return self.scale * values[:, columns], weights * values[:, columns]
-
     def _run(self, loop: str, n_atoms: int, *tensors: Tensor) -> None:
         dtype = str(tensors[0].dtype).removeprefix("torch.")
         partial_vector = self.channels % BLOCK[dtype] > 0
         module = loops(self.lmax, self.lmax_out, self.order, dtype, partial_vector)
         arrays = [tensor.numpy() for tensor in tensors]
-        tables = [np.ascontiguousarray(table.numpy(), dtype).ravel() for table in self._tables]
-        circles = len(self._tables[0])
-        call = partial(getattr(module, loop), *arrays, *tables, self.channels, circles)
+        circles, *matrices = tables(self.lmax, self.lmax_out, self.order, self.scale, dtype)
+        call = partial(getattr(module, loop), *arrays, *matrices, self.channels, circles)
         work = n_atoms * self.channels * circles * (2 * self.lmax + 1) ** 2
         threads.run_range(call, n_atoms, serial=work < SERIAL)
+
+
+@cache
+def tables(
+    lmax: int, lmax_out: int, order: int, scale: float, dtype: str
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Count the circles, and give values of the harmonics of orders m ≥ 0 where sin mφ is 0.
+
+    Both tables are [circles · entries]; the first is that of the factors with their scale, the
+    second has the weights of the circles.
+    """
+    most = max(lmax, lmax_out)
+    grid = minimal_grid(order * lmax + lmax_out, 0)
+    columns = [degree**2 + degree + m for degree in range(most + 1) for m in range(degree + 1)]
+    values = spherical_harmonics(most, grid.points[:, 0])[:, columns]
+    weights = grid.weights.sum(1, keepdim=True)
+    found = (
+        np.ascontiguousarray(each.numpy(), dtype).ravel()
+        for each in (scale * values, weights * values)
+    )
+    return (len(values), *found)  # type: ignore[return-value]
 
 
 @cache
