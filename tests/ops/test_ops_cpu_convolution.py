@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlip.errors import InputError
 from mlip.ops import ConvolutionSignature, convolution, neighborhood
-from mlip.ops.cpu import threads
+from mlip.ops.cpu import runner, threads
 from mlip.ops.cpu.convolution import kernel_convolution
 from mlip.ops.cpu.library import encode, packed_convolution, packed_convolution_backward
 
@@ -174,6 +174,15 @@ def test_views_and_expanded_tensors_are_inputs_like_any_other():
     torch.testing.assert_close(
         case.kernels(*strided), case.definition(*strided), atol=1e-12, rtol=0
     )
+
+
+@pytest.mark.parametrize("n_threads", [2, 4])
+@pytest.mark.parametrize("n_edges", [20_000, 80_000, 110_000, 10**9])
+def test_threads_share_the_chunks_of_the_backward_pass_evenly(n_threads, n_edges):
+    parts = threads.even_parts(n_edges, runner.CHUNK_EDGES, runner.MOST_CHUNKS)
+    assert parts == 1 or n_edges // parts >= runner.CHUNK_EDGES
+    assert parts < n_threads or parts % n_threads == 0
+    assert 2 * parts > min(runner.MOST_CHUNKS, n_edges // runner.CHUNK_EDGES)
 
 
 def test_results_do_not_depend_on_threads_or_on_the_run(monkeypatch):

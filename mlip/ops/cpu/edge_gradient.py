@@ -40,7 +40,7 @@ def sums(
     check_edges(edge_gradient, edge_vector, edge_index, batch, n_nodes)
     arrays = _arrays(edge_gradient, edge_vector, edge_index, batch)
     n_edges = edge_index.shape[1]
-    n_chunks = min(MOST_CHUNKS, max(1, n_edges // CHUNK_EDGES))
+    n_chunks = threads.even_parts(n_edges, CHUNK_EDGES, MOST_CHUNKS)
     forces = np.zeros((n_chunks, n_nodes, 3))
     virial = np.zeros((n_chunks, n_graphs, 3, 3))
     bounds = [n_edges * i // n_chunks for i in range(n_chunks + 1)]

@@ -325,7 +325,7 @@ def _chunk_bounds(rowptr: Array, source: Array) -> list[int]:
     fewer chunks are made, to bound memory.
     """
     n_nodes, n_edges = len(rowptr) - 1, len(source)
-    n_chunks = min(MOST_CHUNKS, max(1, n_edges // CHUNK_EDGES))
+    n_chunks = threads.even_parts(n_edges, CHUNK_EDGES, MOST_CHUNKS)
     if n_chunks > MOST_COPIES:
         bounds = node_bounds(rowptr, n_chunks)
         row_of, rows = np.empty(n_nodes, np.int32), np.empty_like(source)

@@ -35,6 +35,20 @@ def available_threads() -> int:
     return max(1, min(torch.get_num_threads(), allowed or 1))
 
 
+def even_parts(size: int, smallest: int, most: int) -> int:
+    """Number of parts to cut a loop into: a power of two, which threads share evenly.
+
+    It depends on the loop alone, so that results do not depend on threads.
+
+    Args:
+        size: of the loop.
+        smallest: size of a part, at least, unless there is only one.
+        most: parts.
+    """
+    parts = max(1, min(most, size // smallest))
+    return 1 << (parts.bit_length() - 1)
+
+
 def run_range(call: Callable[[int, int], object], end: int, *, serial: bool, unit: int = 1) -> None:
     """Call a loop for the ranges that make up 0 … end − 1, cut at multiples of ``unit``.
 
