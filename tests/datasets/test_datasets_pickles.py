@@ -7,7 +7,6 @@ import functools
 import os
 import pickle
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -303,16 +302,14 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_bombs_and_nonsense_are_errors_in_short_time_and_memory(case: str) -> None:
+def test_bombs_and_nonsense_are_errors_in_little_memory(case: str) -> None:
     data = BOMBS[case]
-    began = time.process_time()
     tracemalloc.start()
     with pytest.raises(DataError):
         loads(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2e6 + 150 * len(data)
-    assert time.process_time() - began < 10
 
 
 def test_every_cut_is_an_error() -> None:

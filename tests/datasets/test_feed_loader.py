@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,10 +132,13 @@ def test_a_bad_entry_is_one_clear_error(damaged: StructureStore, workers: int) -
     for batch in loader:
         assert batch.index.tolist() == [1, 2]
         break
-    begin = time.monotonic()
-    del loader
-    gc.collect()
-    assert time.monotonic() - begin < 4  # workers end at once, no matter how the pass did
+    processes = loader._groups._iterator._workers if workers else []
+    gc.disable()
+    try:
+        del loader  # no cycle keeps it: its workers have ended when this is done
+        assert [process.exitcode for process in processes] == [0] * workers
+    finally:
+        gc.enable()
 
 
 def test_structures_in_memory_and_without_neighbours_too(path: Path) -> None:
@@ -188,7 +190,5 @@ def test_memory_stays_constant_over_epochs(path: Path) -> None:
 
     warm = run(range(40))
     assert len(warm) == 2
-    begin = time.monotonic()
     after = run(range(40, 160))
-    assert time.monotonic() - begin < 60
     assert [b - a for a, b in zip(warm, after, strict=True)] == pytest.approx([0, 0], abs=3)
