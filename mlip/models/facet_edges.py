@@ -61,13 +61,13 @@ def _evaluate(model: Facet, vectors: Tensor) -> tuple[Tensor, Tensor]:
 class _Functions(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, functions: EdgeFunctions, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        harmonics, basis, phases = functions.values(vectors)
+        harmonics, basis, waves = functions.values(vectors)
         ctx.functions = functions
-        ctx.save_for_backward(vectors, phases)
+        ctx.save_for_backward(vectors, *waves)
         return harmonics, basis
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_harmonics: Tensor, of_basis: Tensor) -> tuple[None, Tensor]:
-        vectors, phases = ctx.saved_tensors
-        return None, ctx.functions.gradient(vectors, phases, of_harmonics, of_basis)
+        vectors, *waves = ctx.saved_tensors
+        return None, ctx.functions.gradient(vectors, tuple(waves), of_harmonics, of_basis)

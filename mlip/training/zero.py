@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,8 +56,9 @@ class Zero:
         text = self.references.lines()
         if len(self.rmse) > 1:
             for name, rmse in self.rmse.items():
+                found = "no energies" if math.isnan(rmse) else f"residual {rmse:.4f} eV/atom"
                 how = f", own zero ({self.own[name].source})" if name in self.own else ""
-                text.append(f"  set {name}: residual {rmse:.4f} eV/atom{how}")
+                text.append(f"  set {name}: {found}{how}")
         return text
 
 

@@ -65,9 +65,9 @@ def test_values_and_gradient(case, dtype):
 def test_nothing_is_left_beyond_the_cutoff():
     f = functions(2, 4, 5, torch.float64)
     d = torch.tensor([[0.0, 0.0, CUTOFF], [4.0, 4.0, 0.0]], dtype=torch.float64)
-    harmonics, basis, phases = f.values(d)
+    harmonics, basis, waves = f.values(d)
     assert not basis.any()
-    assert not f.gradient(d, phases, torch.zeros_like(harmonics), torch.ones_like(basis)).any()
+    assert not f.gradient(d, waves, torch.zeros_like(harmonics), torch.ones_like(basis)).any()
 
 
 def test_a_vector_without_direction_has_the_harmonics_of_the_definition():
@@ -88,14 +88,14 @@ def test_threads_do_not_change_a_bit(monkeypatch):
 
 def test_no_edges():
     f = functions(2, 3, 5, torch.float32)
-    harmonics, basis, phases = f.values(torch.empty(0, 3))
+    harmonics, basis, waves = f.values(torch.empty(0, 3))
     assert harmonics.shape == (0, 9)
     assert basis.shape == (0, 3)
-    assert f.gradient(torch.empty(0, 3), phases, harmonics, basis).shape == (0, 3)
+    assert f.gradient(torch.empty(0, 3), waves, harmonics, basis).shape == (0, 3)
 
 
 def test_vectors_need_not_be_contiguous():
     f = functions(2, 3, 5, torch.float64)
     d = vectors()
-    for a, b in zip(f.values(d.T.contiguous().T), f.values(d), strict=True):
+    for a, b in zip(f.values(d.T.contiguous().T)[:2], f.values(d)[:2], strict=True):
         assert torch.equal(a, b)

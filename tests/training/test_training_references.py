@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from mlip.training.references import (
     residual_rmse,
     summarise,
 )
+from mlip.training.zero import Zero
 
 # like OMol25: total energies of all electrons, eV
 ALL_ELECTRON = {1: -13.6, 6: -1030.5, 8: -2043.25, 17: -12518.0, 47: -144_000.0}
@@ -133,3 +136,12 @@ def test_no_energies_at_all() -> None:
     fitted = fit_references(nothing, (29,))
     assert fitted == {29: 0.0}
     assert np.isnan(summarise(fitted, merge([nothing, nothing]), "fitted").rmse)
+
+
+def test_a_set_without_energies_is_told_so() -> None:
+    common = summarise({29: -3.7}, EnergyCollector().result(), "given")
+    told = Zero(common, "total", {}, {"crystals": 0.25, "forces only": math.nan}).lines()
+    assert told[-2:] == [
+        "  set crystals: residual 0.2500 eV/atom",
+        "  set forces only: no energies",
+    ]

@@ -41,27 +41,29 @@ class EdgeFunctions:
     cutoff: float
     order: int
 
-    def values(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def values(self, vectors: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Evaluate edge vectors [E, 3] Å.
 
         Returns:
-            Y [E, (lmax+1)²], component normalised; b [E, R]; and the phases f r [E, R], reduced to
-            −π … π, which ``gradient`` takes.
+            Y [E, (lmax+1)²], component normalised; b [E, R]; and what ``gradient`` takes: the
+            phases f r [E, R], reduced to −π … π, and their sines.
         """
         count = len(vectors)
         harmonics = vectors.new_empty(count, (self.lmax + 1) ** 2)
         phases = vectors.new_empty(count, len(self.frequencies))
         factors = vectors.new_empty(count, 1)
         self._run("values", count, vectors, harmonics, phases, factors)
-        return harmonics, torch.sin(phases).mul_(factors), phases
+        sines = torch.sin(phases)
+        return harmonics, sines * factors, (phases, sines)
 
     def gradient(
-        self, vectors: Tensor, phases: Tensor, of_harmonics: Tensor, of_basis: Tensor
+        self, vectors: Tensor, waves: tuple[Tensor, Tensor], of_harmonics: Tensor, of_basis: Tensor
     ) -> Tensor:
         """Differentiate Σ of_harmonics·Y + Σ of_basis·b by the vectors; [E, 3]."""
         out = torch.empty_like(vectors)
-        waves = torch.sin(phases), torch.cos(phases)
-        self._run("gradient", len(vectors), vectors, *waves, of_harmonics, of_basis, out)
+        phases, sines = waves
+        given = (vectors, sines, torch.cos(phases), of_harmonics, of_basis)
+        self._run("gradient", len(vectors), *given, out)
         return out
 
     def _run(self, loop: str, count: int, *tensors: Tensor) -> None:
