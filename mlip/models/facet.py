@@ -29,6 +29,7 @@ from mlip.nn.equivariant import (
 )
 from mlip.nn.mlp import MLP, Activation
 from mlip.nn.node_update import GateUpdate, ScalarUpdate, SphereGridUpdate, SphereProductUpdate
+from mlip.nn.prepared import Prepared
 from mlip.nn.radial import (
     GaussianBasis,
     SineBasis,
@@ -169,7 +170,7 @@ class FacetBlock(nn.Module):
         initial = 0.0 if config.residual_normalization else 1.0
         self.residual_gain = ChannelGain(target, initial) if config.block_residual else None
         self.output_gain = ChannelGain(target, 1.0) if config.output_normalization else None
-        self.prepared: tuple[tuple[int, ...], Weights] | None = None
+        self.prepared: Prepared[Weights] = Prepared()
 
     def forward(self, x: Features, edges: Edges) -> Features:
         """Map features of all atoms to the target channels."""
@@ -179,6 +180,7 @@ class FacetBlock(nn.Module):
             found = block_in_inference(self, x, edges)
             if found is not None:
                 return found
+        self.prepared.clear()
         y = add(self.message(x, edges), self.skip(x))
         z = self.update(y)
         if self.residual_gain is not None:

@@ -18,7 +18,6 @@ from torch import Tensor
 from mlip.models import facet_product_block, facet_scalar_block
 from mlip.models.facet_packed import add_shared, split
 from mlip.nn.node_update import ScalarUpdate, SphereProductUpdate
-from mlip.nn.so3_layers import versions
 from mlip.ops import Features, Neighborhood
 from mlip.ops.backend import CHECK_EDGES, compare, odd_channels, tracing, use_kernel
 
@@ -89,13 +88,9 @@ def _uncovered(block: FacetBlock, x: Features) -> str | None:
 
 def prepared(block: FacetBlock) -> Weights:
     """Give the weights of a block, made anew when a parameter has changed."""
-    key = versions(block.parameters())
-    if block.prepared is None or block.prepared[0] != key:
-        with torch.inference_mode(False), torch.no_grad():
-            form = _form(block)
-            assert form is not None
-            block.prepared = (key, form.prepare(block))
-    return block.prepared[1]
+    form = _form(block)
+    assert form is not None
+    return block.prepared.get(block.parameters(), lambda: form.prepare(block))
 
 
 class _Block(torch.autograd.Function):

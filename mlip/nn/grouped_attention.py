@@ -17,6 +17,7 @@ from mlip.ops.rotation import add_slopes, add_to_ends, rotate_gather
 
 if TYPE_CHECKING:
     from mlip.nn.graph_attention import EquivariantGraphAttention
+    from mlip.nn.so2_linear import Matrices
 
 
 def grouped_attention(layer: EquivariantGraphAttention, x: Tensor, edges: AttentionEdges) -> Tensor:
@@ -38,25 +39,26 @@ class _GroupedAttention(torch.autograd.Function):
     ) -> Tensor:
         edges = _replaced(edges, *(tensor.detach() for tensor in inputs))
         kept: list[Tensor] = []
+        constants = layer.linear_1.constants(), layer.linear_2.constants()
         out = x.new_zeros(len(x), x.shape[1], layer.channels_summed)
         for group in edges.groups or ():
             part, ends = edges.part(group), edges.ends(group)
             matrix = part.frames.matrix
             pair = rotate_gather(layer.rotation, x, matrix, layer.radial_weights(part), ends)
-            hidden = layer.linear_1.infer(pair)
+            hidden = layer.linear_1.infer(pair, constants[0])
             message, weights = layer.activate(hidden, part, group.n_atoms, inference=True)
-            values = layer.rows(layer.linear_2.infer(message))
+            values = layer.rows(layer.linear_2.infer(message, constants[1]))
             add_to_ends(layer.rotation, out, values, matrix, weights, ends[1:])
             if keep:
                 kept.extend(hidden)
-        ctx.layer, ctx.edges = layer, edges
+        ctx.layer, ctx.edges, ctx.constants = layer, edges, constants
         ctx.save_for_backward(x, *kept)
         return out.mul_(edges.frames.rescale[:, None])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        layer, edges = ctx.layer, ctx.edges
+        layer, edges, (first, second) = ctx.layer, ctx.edges, ctx.constants
         x, *kept = ctx.saved_tensors
         slopes = Slopes(
             torch.zeros_like(x),
@@ -70,8 +72,9 @@ class _GroupedAttention(torch.autograd.Function):
             part, ends = edges.part(group), edges.ends(group)
             own = Slopes(slopes.x, *(tensor[group.edges] for tensor in slopes[1:]))
             hidden = kept[i * n : i * n + n]
-            of_hidden = _late(layer, part, group.n_atoms, ends[1:], hidden, gradient, own)
-            _early(layer, part, ends, x, layer.linear_1.pull_back(of_hidden), own)
+            of_hidden = _late(layer, second, part, group.n_atoms, ends[1:], hidden, gradient, own)
+            of_pair = layer.linear_1.pull_back(of_hidden, first)
+            _early(layer, part, ends, x, of_pair, own)
         return None, None, None, *slopes
 
 
@@ -86,6 +89,7 @@ class Slopes(NamedTuple):
 
 def _late(
     layer: EquivariantGraphAttention,
+    constants: list[Matrices],
     part: AttentionEdges,
     n_atoms: int,
     target: Tensor,
@@ -102,13 +106,14 @@ def _late(
             hidden, part._replace(envelope=envelope), n_atoms, inference=True
         )
     matrix, constant = part.frames.matrix, weights.detach()
-    values = layer.rows(layer.linear_2.infer([tensor.detach() for tensor in message]))
+    detached = [tensor.detach() for tensor in message]
+    values = layer.rows(layer.linear_2.infer(detached, constants))
     of_weights = torch.zeros_like(constant)
     add_slopes(
         layer.rotation, gradient, values, matrix, constant, target, slopes.matrix, of_weights
     )
     of_values = rotate_gather(layer.rotation, gradient, matrix, constant, target)
-    of_message = layer.linear_2.pull_back([tensor.flatten(1) for tensor in of_values])
+    of_message = layer.linear_2.pull_back([tensor.flatten(1) for tensor in of_values], constants)
     *of_hidden, of_envelope = torch.autograd.grad(
         [*message, weights], leaves, [*of_message, of_weights]
     )

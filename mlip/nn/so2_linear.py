@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mlip.nn.so3_layers import dense, versions
+from mlip.nn.prepared import Prepared
+from mlip.nn.so3_layers import dense
 
 Matrices = tuple[Tensor, Tensor, Tensor]
 
@@ -41,7 +42,7 @@ class SO2Linear(nn.Module):
             bound = 1 / math.sqrt(2 * n_degrees * channels_in)
             weight = torch.empty(2 * n_degrees * channels_out, n_degrees * channels_in)
             self.orders.append(nn.Parameter(weight.uniform_(-bound, bound)))
-        self._constants: tuple[tuple[int, ...], list[Matrices]] | None = None
+        self._constants: Prepared[list[Matrices]] = Prepared()
 
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
         """Map features of the orders 0, +1, −1, ….
@@ -52,22 +53,20 @@ class SO2Linear(nn.Module):
         Returns:
             Tensors [E, degrees·channels_out], the first behind ``extra`` invariants.
         """
-        return self._map(x, [_three_real(weight) for weight in self.orders])
+        self._constants.clear()
+        return self.infer(x, [_three_real(weight) for weight in self.orders])
 
-    def infer(self, x: Sequence[Tensor]) -> list[Tensor]:
-        """Map like ``forward``, with constant weights and without derivatives."""
-        return self._map(x, self.constants())
-
-    def _map(self, x: Sequence[Tensor], orders: Sequence[Matrices]) -> list[Tensor]:
+    def infer(self, x: Sequence[Tensor], constants: Sequence[Matrices]) -> list[Tensor]:
+        """Map like ``forward``, with R, R − I and R + I of the orders m > 0."""
         out = [self.axial(x[0].flatten(1))]
-        for matrices, plus, minus in zip(orders, x[1::2], x[2::2], strict=True):
+        for matrices, plus, minus in zip(constants, x[1::2], x[2::2], strict=True):
             out += _complex_product(matrices, plus.flatten(1), minus.flatten(1))
         return out
 
-    def pull_back(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def pull_back(self, gradients: Sequence[Tensor], constants: Sequence[Matrices]) -> list[Tensor]:
         """Map gradients of the outputs to those of the inputs, [E, degrees, channels_in]."""
         found = [gradients[0] @ self.axial.weight]
-        pairs = zip(self.constants(), gradients[1::2], gradients[2::2], strict=True)
+        pairs = zip(constants, gradients[1::2], gradients[2::2], strict=True)
         for (real, difference, total), plus, minus in pairs:
             found += _complex_product((real.T, total.T, difference.T), plus, minus)
         channels_in = self.axial.in_features // (self.lmax + 1)
@@ -75,10 +74,7 @@ class SO2Linear(nn.Module):
 
     def constants(self) -> list[Matrices]:
         """Prepare the weights of orders m > 0 for inference, again when they have changed."""
-        key = versions(self.orders)
-        if self._constants is None or self._constants[0] != key:
-            self._constants = (key, [_three_real(weight.detach()) for weight in self.orders])
-        return self._constants[1]
+        return self._constants.get(self.orders, lambda: list(map(_three_real, self.orders)))
 
 
 def _three_real(weight: Tensor) -> Matrices:

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-_optimizer_steps = 0  # of all optimisers
-
-
-def _count_step(*_: object) -> None:
-    global _optimizer_steps
-    _optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_step)
 
 
 def dense(channels_in: int, channels_out: int, *, bias: bool = True) -> nn.Linear:
@@ -28,16 +16,6 @@ def dense(channels_in: int, channels_out: int, *, bias: bool = True) -> nn.Linea
         if bias:
             layer.bias.zero_()
     return layer
-
-
-def versions(weights: Iterable[Tensor]) -> tuple[int, ...]:
-    """Return a key that changes when weights are replaced or changed in place.
-
-    Fused optimisers change weights and leave their versions, so the steps of all optimisers count.
-    Not noticed are writes through ``weight.data`` or an array that shares its memory.
-    """
-    numbers = (number for w in weights for number in (w.data_ptr(), w._version))
-    return (_optimizer_steps, *numbers)
 
 
 def split_by_degree(x: Tensor, lmax: int) -> tuple[Tensor, ...]:

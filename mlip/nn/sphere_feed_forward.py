@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mlip.nn.so3_layers import SO3Linear, add_to_scalars, dense, mix_channels, versions
+from mlip.nn.prepared import Prepared
+from mlip.nn.so3_layers import SO3Linear, add_to_scalars, dense, mix_channels
 from mlip.nn.sphere_product import SphereBasis, gated_product, sphere_product
 from mlip.ops import by_groups
 
@@ -32,12 +33,13 @@ class SphereFeedForward(nn.Module):
         self.expand = dense(hidden, 2 * hidden, bias=False)
         self.contract = dense(hidden, hidden, bias=False)
         self.linear_2 = SO3Linear(basis.lmax, hidden, channels)
-        self._fold: tuple[tuple[int, ...], tuple[Tensor, Tensor, Tensor]] | None = None
+        self._fold: Prepared[tuple[Tensor, Tensor, Tensor]] = Prepared()
         with torch.no_grad():  # two scalar paths meet in l = 0
             self.linear_2.weight[0] /= math.sqrt(2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, K, channels] to the same shape."""
+        self._fold.clear()
         first, second = self.expand(self.linear_1(x)).chunk(2, dim=2)
         gate, scalars = self._invariants(x)
         product = sphere_product(self.basis, first, second) * gate[:, None]
@@ -68,13 +70,14 @@ class SphereFeedForward(nn.Module):
             self.contract.weight,
             self.linear_2.weight,
         )
-        key = versions(weights)
-        if self._fold is None or self._fold[0] != key:
-            w1, b1, expand, contract, w2 = (w.detach().double() for w in weights)
+
+        def fold() -> tuple[Tensor, Tensor, Tensor]:
+            w1, b1, expand, contract, w2 = (weight.double() for weight in weights)
             found = (expand @ w1, expand @ b1, w2 @ contract)
             first, bias, second = (tensor.to(weights[0]) for tensor in found)
-            self._fold = (key, (first, bias, second))
-        return self._fold[1]
+            return first, bias, second
+
+        return self._fold.get(weights, fold)
 
     def _invariants(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the gate of the product and what l = 0 gets more, [N, hidden] each."""

@@ -238,6 +238,25 @@ def test_inference_by_groups_equals_the_definition(monkeypatch, settings):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-11, equal_nan=True)
 
 
+@pytest.mark.parametrize("trainable", [True, False])
+def test_inference_follows_a_fused_optimiser(trainable):
+    """Which counts no version; the potential is frozen again before it is evaluated, or is not."""
+    potential = small_potential().requires_grad_(trainable)
+    atoms = bulk("NaCl", "rocksalt", a=5.6)
+    atoms.rattle(0.1, seed=1)
+    graph = atoms_to_graph(atoms, potential.cutoff)
+    first = potential(graph)
+    potential.requires_grad_(True)
+    potential(graph, create_graph=True).forces.square().sum().backward()
+    optimizer = torch.optim.AdamW(potential.parameters(), lr=0.1, fused=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    found = potential.requires_grad_(trainable)(graph)
+    assert (found.energy - first.energy).abs() > 1e-6
+    for own, exact in zip(found, copy.deepcopy(potential)(graph, create_graph=True), strict=True):
+        torch.testing.assert_close(own, exact, rtol=0, atol=1e-10)
+
+
 def test_folded_weights_follow_the_weights():
     layer = SphereFeedForward(SphereBasis(2, 2, in_frame=False), 3, 4).double()
     x = torch.randn(5, 9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -157,14 +157,19 @@ def test_changed_weights_are_noticed():
     torch.testing.assert_close(changed.energy, plain(potential)(graph).energy, rtol=1e-12, atol=0)
 
 
-def test_steps_of_training_are_noticed():
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("trainable", [True, False])
+def test_steps_of_training_are_noticed(mode, trainable):
     """A fused optimiser, which counts no version, between two evaluations."""
-    potential = make(MODELS["two factors"])
+    potential = make(MODELS["two factors"]).requires_grad_(trainable)
     graph = atoms_to_graph(alloy(), potential.cutoff)
     first = potential(graph)
-    potential.train()(graph, create_graph=True).forces.square().sum().backward()
-    torch.optim.AdamW(potential.parameters(), lr=1e-2, fused=True).step()
-    changed = potential.eval()(graph)
+    potential.requires_grad_(True).train(mode)
+    potential(graph, create_graph=True).forces.square().sum().backward()
+    optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-2, fused=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    changed = potential.requires_grad_(trainable).eval()(graph)
     assert (changed.energy - first.energy).abs() > 1e-6
     torch.testing.assert_close(changed.energy, plain(potential)(graph).energy, rtol=1e-12, atol=0)
 
