@@ -17,6 +17,7 @@ from mlip.ops.cpu.convolution import kernel_convolution
 from mlip.ops.cpu.double_backward import one_pass, packed_double_backward, sum_of_passes
 from mlip.ops.cpu.library import layout
 from mlip.ops.cpu.program import Asked
+from mlip.ops.cpu.second_text import source_text
 from tests.ops.test_ops_cuda_convolution import Case, relative
 from tests.ops.test_ops_double_backward import ALL, probes, second, truth
 
@@ -229,7 +230,24 @@ def test_first_derivatives_need_no_second_module(monkeypatch):
     first = torch.autograd.grad(out.square().sum(), leaves[:3], create_graph=True)
     assert asked == []
     torch.autograd.grad(sum(t.square().sum() for t in first), leaves)
-    assert asked == [Asked(along=True, harmonics=True, kernel=True)]
+    assert set(asked) == {Asked(along=True, radial=True, harmonics=True, kernel=True)}
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("n_radial", [0, 4])
+def test_weights_are_asked_for_in_advance_where_they_come_from_memory(monkeypatch, n_radial, kernel):
+    """Made from radial functions, frozen or not, they lie in the cache."""
+    texts: list[str] = []
+
+    def record(*key):
+        texts.append(source_text(*key))
+        return program.second_module(*key)
+
+    monkeypatch.setattr(second_runner, "second_module", record)
+    case = Case(SMALL, torch.float64, n_radial)
+    second(packed_double_backward, case, probes(case, "xYb"), [True, True, True, kernel, True])
+    assert texts
+    assert {"k.prefetch(" in text for text in texts} == {n_radial == 0}
 
 
 def test_weights_of_all_edges_are_never_stored(monkeypatch):

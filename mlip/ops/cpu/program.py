@@ -46,10 +46,12 @@ class Asked:
     """What a pass for second derivatives is for.
 
     along: there is a cotangent of the features.
+    radial: weights are made from radial functions, not read.
     harmonics, kernel: gradients of the harmonics, of a radial kernel, are wanted.
     """
 
     along: bool
+    radial: bool
     harmonics: bool
     kernel: bool
 

@@ -52,7 +52,12 @@ def second_derivatives(
     empty = np.empty(0, features.dtype)
     weights, basis, matrix, n_radial = radial_arrays(radial, kernel)
     along_weights, along_basis, _, _ = radial_arrays(along_radial, kernel)
-    asked = Asked(along_features is not None, out.harmonics is not None, out.kernel is not None)
+    asked = Asked(
+        along=along_features is not None,
+        radial=kernel is not None,
+        harmonics=out.harmonics is not None,
+        kernel=out.kernel is not None,
+    )
     code = second_module(layout.paths, layout.lmax_edge, features.dtype.name, asked)
     n_nodes = len(rowptr) - 1
     slopes = empty if out.radial is None else out.radial.ravel()

@@ -40,7 +40,7 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, asked: Aske
         dtype: float32 or float64.
         asked: which terms there are.
     """
-    text, table, width = head("second derivatives", paths, lmax_edge, dtype, asked.kernel)
+    text, table, width = head("second derivatives", paths, lmax_edge, dtype, asked.radial)
     matrices(text, table, width)
     degrees = sorted({l1 for l1, _, _ in paths})
     for l1 in degrees:
