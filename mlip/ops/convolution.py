@@ -20,6 +20,10 @@ from mlip.so3 import clebsch_gordan
 Features = tuple[Tensor, ...]
 Path = tuple[int, int, int]
 
+# Of the kernels, on any device:
+HIGHEST_WRITTEN_OUT = 4  # degree; above, generated code grows beyond what compiles in due time
+FEW_RADIAL = 16  # functions of an edge that fit in registers: weights are made anew in each pass
+
 
 @dataclass(frozen=True)
 class ConvolutionSignature:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from mlip.ops.backend import CHECK_EDGES, Backend, compare, use_kernel
-from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
+from mlip.ops.convolution import (
+    FEW_RADIAL,
+    ConvolutionSignature,
+    Features,
+    convolution,
+    radial_convolution,
+)
 from mlip.ops.neighborhood import Neighborhood
 
-FEW_RADIAL = 16
 CACHED_WEIGHTS = 1 << 22
 
 

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlip.errors import InputError
 from mlip.ops import ConvolutionSignature, Neighborhood, convolution
+from mlip.ops.convolution import FEW_RADIAL
 from mlip.ops.cpu.library import encode
 from mlip.ops.cuda import compiler
 from mlip.ops.cuda.convolution import (
-    MOST_RADIAL,
     convolve,
     convolve_backward,
     programs,
@@ -160,7 +160,7 @@ def test_many_radial_functions_do_not_need_shared_memory(on_host):
     on_host()
     case = Case(WIDE, torch.float64, 30)
     assert not programs(case.text, 30)[0].group.fits(8)
-    assert MOST_RADIAL < 30
+    assert FEW_RADIAL < 30
     out, slopes = case.truth()
     for found, truth in zip([case.forward(), *case.backward()], [out, *slopes], strict=True):
         assert relative(found, truth) < 1e-15

@@ -13,10 +13,8 @@ from types import ModuleType
 
 import numpy as np
 
-from mlip.ops.convolution import Path
+from mlip.ops.convolution import HIGHEST_WRITTEN_OUT, Path
 from mlip.ops.cpu import cache
-
-HIGHEST_GENERATED = 4  # above, generated code grows beyond what compiles in reasonable time
 
 Array = np.ndarray
 
@@ -61,7 +59,7 @@ class Asked:
 
 def is_generated(paths: tuple[Path, ...]) -> bool:
     """Whether the products of these paths are written out."""
-    return max(max(path) for path in paths) <= HIGHEST_GENERATED
+    return max(max(path) for path in paths) <= HIGHEST_WRITTEN_OUT
 
 
 @lru_cache(maxsize=256)

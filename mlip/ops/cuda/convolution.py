@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mlip.ops.convolution import FEW_RADIAL, HIGHEST_WRITTEN_OUT
 from mlip.ops.cpu.library import (
     check_shapes,
     layout,
@@ -29,8 +30,6 @@ from mlip.ops.cuda.slots import slots
 
 Gradients = tuple[Tensor | None, ...]
 SUM_BLOCK = 128  # threads of ``sum_of_sources``
-MOST_RADIAL = 16  # functions of an edge, and their gradients, in the registers of a backward pass
-HIGHEST_WRITTEN_OUT = 4  # above, generated code grows beyond what compiles in reasonable time
 
 
 class GroupProgram:
@@ -165,7 +164,7 @@ def _backward_written_out(
     wanted: Sequence[bool],
 ) -> Gradients:
     n_radial = 0 if kernel is None else len(kernel)
-    fused = kernel if 0 < n_radial <= MOST_RADIAL else None
+    fused = kernel if 0 < n_radial <= FEW_RADIAL else None
     weights = radial if kernel is None or fused is not None else radial @ kernel
     edges = wanted[1] or wanted[2] or (wanted[3] and fused is None)
     empty = features.new_empty(0)
