@@ -24,7 +24,7 @@ class Program:
     """What runs for one set of paths in one precision.
 
     code: module with ``forward_pass`` and ``backward_pass``.
-    row_order: [rows] which row (path, m3) of a layout each row of the sums is.
+    row_order: [rows] which row (path, m3) of a layout each row of the sums is; None: the same.
     tables: first arguments of the passes; none for generated code, where they are constants.
         N_PATHS, N_ROWS: [groups] int64, paths and output rows of the paths of each l1;
         MOST_PATHS: of a group; N_HARMONICS: of an edge;
@@ -35,7 +35,7 @@ class Program:
     """
 
     code: ModuleType
-    row_order: Array
+    row_order: Array | None = None
     tables: tuple[Array | int, ...] = ()
 
 
@@ -78,8 +78,7 @@ def _generated(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: bool
 
     kind = "_radial" if radial else ""
     name = f"convolution_l{max(max(path) for path in paths)}_{len(paths)}paths_{dtype}{kind}"
-    code = cache.load(name, source_text(paths, lmax_edge, dtype, radial))
-    return Program(code, np.arange(sum(2 * l3 + 1 for _, _, l3 in paths)))
+    return Program(cache.load(name, source_text(paths, lmax_edge, dtype, radial)))
 
 
 @lru_cache(maxsize=256)

@@ -277,9 +277,9 @@ def _unwanted(
     return lambda _: (rows, row, begins)
 
 
-def _rows(layout: Layout, n_nodes: int, order: Array) -> tuple[Array, Array]:
+def _rows(layout: Layout, n_nodes: int, order: Array | None) -> tuple[Array, Array]:
     start, step = layout.rows(n_nodes)
-    return start[order], step[order]
+    return (start, step) if order is None else (start[order], step[order])
 
 
 def radial_arrays(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:
