@@ -230,12 +230,12 @@ def test_first_derivatives_need_no_second_module(monkeypatch):
     first = torch.autograd.grad(out.square().sum(), leaves[:3], create_graph=True)
     assert asked == []
     torch.autograd.grad(sum(t.square().sum() for t in first), leaves)
-    assert set(asked) == {Asked(along=True, radial=True, harmonics=True, kernel=True)}
+    assert set(asked) == {Asked(along=True, radial=True, harmonics=True, kernel=True, slopes=True)}
 
 
 @pytest.mark.parametrize("kernel", [True, False])
 @pytest.mark.parametrize("n_radial", [0, 4])
-def test_weights_are_asked_for_in_advance_where_they_come_from_memory(monkeypatch, n_radial, kernel):
+def test_weights_that_come_from_memory_are_asked_for_in_advance(monkeypatch, n_radial, kernel):
     """Made from radial functions, frozen or not, they lie in the cache."""
     texts: list[str] = []
 
@@ -248,6 +248,25 @@ def test_weights_are_asked_for_in_advance_where_they_come_from_memory(monkeypatc
     second(packed_double_backward, case, probes(case, "xYb"), [True, True, True, kernel, True])
     assert texts
     assert {"k.prefetch(" in text for text in texts} == {n_radial == 0}
+
+
+def peak_memory(case: Case, wanted: list[bool]) -> int:
+    """Bytes that the pass and its results take at most."""
+    arguments = (*case.inputs, case.gradient)
+    tracemalloc.start()
+    one_pass(arguments, probes(case, "xYb")[:3], (case.rowptr, case.source, case.text), wanted)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def many_edges(case: Case, each: int) -> None:
+    """Give every atom so many edges."""
+    n = len(case.rowptr) - 1
+    case.rowptr = torch.arange(n + 1) * each
+    case.source = torch.arange(n * each) % n
+    case.harmonics = torch.ones(n * each, 4)
+    case.radial = torch.ones(n * each, case.radial.shape[1])
 
 
 def test_weights_of_all_edges_are_never_stored(monkeypatch):
@@ -264,15 +283,16 @@ def test_weights_of_all_edges_are_never_stored(monkeypatch):
     monkeypatch.setattr(second_runner, "second_module", Recorded)
     case = Case(SMALL, torch.float32, 4)
     for each in (10, 500):
-        n = len(case.rowptr) - 1
-        case.rowptr = torch.arange(n + 1) * each
-        case.source = torch.arange(n * each) % n
-        case.harmonics, case.radial = torch.ones(n * each, 4), torch.ones(n * each, 4)
-        along = probes(case, "xYb")
-        arguments = (*case.inputs, case.gradient)
-        tracemalloc.start()
-        one_pass(arguments, along[:3], (case.rowptr, case.source, case.text), ALL)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        many_edges(case, each)
+        peak = peak_memory(case, ALL)
     assert spaces[0] == spaces[1]
     assert peak < case.radial.shape[0] * case.signature.n_weights * 4
+
+
+def test_slopes_of_given_weights_that_nobody_wants_take_no_memory():
+    case = Case(SMALL, torch.float32, 0)
+    many_edges(case, 10)
+    wanted = [True, True, False, False, True]
+    peak_memory(case, wanted)  # code is compiled or read
+    many_edges(case, 500)
+    assert peak_memory(case, wanted) < case.radial.nbytes / 2

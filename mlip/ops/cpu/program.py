@@ -46,12 +46,14 @@ class Asked:
     along: there is a cotangent of the features.
     radial: weights are made from radial functions, not read.
     harmonics, kernel: gradients of the harmonics, of a radial kernel, are wanted.
+    slopes: gradients of the weights are wanted, or of what they are made from.
     """
 
     along: bool
     radial: bool
     harmonics: bool
     kernel: bool
+    slopes: bool
 
     def __str__(self) -> str:
         return "".join(name[0] for name, asked in vars(self).items() if asked)

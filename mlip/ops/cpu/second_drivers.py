@@ -40,7 +40,7 @@ def second_pass(
     """Second derivatives from atoms n0 ... n1 - 1. R = 0: weights are W, WA; else B K, BA K.
 
     DX, DK: added to; rows_of: row of DX of each edge. DS, DB, DG: written unless empty, for the
-    edges and atoms. DW: written if R = 0.
+    edges and atoms. DW: written if R = 0 and the code is for slopes of weights.
     """
     n_sums = n_tile = 0
     for i in range(len(N_ROWS)):

@@ -57,12 +57,11 @@ def second_derivatives(
         radial=kernel is not None,
         harmonics=out.harmonics is not None,
         kernel=out.kernel is not None,
+        slopes=out.radial is not None or out.kernel is not None,
     )
     code = second_module(layout.paths, layout.lmax_edge, features.dtype.name, asked)
     n_nodes = len(rowptr) - 1
     slopes = empty if out.radial is None else out.radial.ravel()
-    if n_radial == 0 and out.radial is None:
-        slopes = np.empty_like(weights)
     start, step = layout.rows(n_nodes)
 
     def call(part: Part) -> None:

@@ -185,9 +185,10 @@ def _slopes_of_nodes(text: Text, c: Coupling, width: int, added: set[int], asked
                 if column == m1
             ]
             text(f"{name} = {_sum(terms)}", 3)
-        text("second = " + _plus(f"x{m1}", "q", second), 3)
-        second = "second"
-        if asked.along:
+        if asked.slopes:
+            text("second = " + _plus(f"x{m1}", "q", second), 3)
+            second = "second"
+        if asked.slopes and asked.along:
             text(f"second = k.fma(xa{m1}, s, second)", 3)
         if asked.kernel:
             text("first = " + _plus(f"x{m1}", "s", first), 3)
@@ -195,10 +196,11 @@ def _slopes_of_nodes(text: Text, c: Coupling, width: int, added: set[int], asked
         text(f"y{m1} = " + _plus("v", "q", f"y{m1}" if m1 in added else ""), 3)
         text(f"y{m1} = k.fma(va, s, y{m1})", 3)
         added.add(m1)
-    text("k.store(D, place, second)", 3)
+    if asked.slopes:
+        text("k.store(D, place, second)", 3)
+        text.prefetch("D, place + edge * AHEAD, write=True", 3)
     if asked.kernel:
         text("k.store(DF, place, first)", 3)
-    text.prefetch("D, place + edge * AHEAD, write=True", 3)
 
 
 def _plus(x: str, y: str, total: str) -> str:
