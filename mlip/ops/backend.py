@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative, of results 
 
 logger = logging.getLogger("mlip")
 _lock = threading.RLock()
-_refused: dict[tuple[Hashable, torch.dtype, str, int], str | None] = {}
+_refused: dict[tuple[Hashable, torch.dtype, str, int, str], str | None] = {}
 _uncovered: dict[str, str] = {}
 
 
@@ -136,6 +136,7 @@ def use_kernel(
     check: Callable[[], tuple[float, float]],
     numba: str | None = None,
     cuda: str | None = None,
+    otherwise: str = "plain PyTorch",
 ) -> bool:
     """Decide whether the kernel of the device runs.
 
@@ -144,9 +145,11 @@ def use_kernel(
         signature: the operator and its shapes; what ``str`` makes of it stands in messages.
         tensors: all inputs that carry gradients.
         check: computes the worst relative error against float64 of the kernel and of plain
-            PyTorch on a part of the inputs; called at most once for each set of shapes.
+            PyTorch on a part of the inputs, or the difference of the two and zero; called at most
+            once for each set of shapes.
         numba: why the CPU kernel does not cover the signature, if so.
         cuda: why no CUDA kernel covers it, if so.
+        otherwise: what runs instead of the kernel and is compared with it.
 
     Raises:
         InputError: the kernel was asked for by name and cannot run.
@@ -158,10 +161,10 @@ def use_kernel(
     if backend == {"cpu": "cuda", "cuda": "numba"}.get(device):
         reason = f"tensors are on the device {device}"
     if reason is None and backend == "auto" and not tracing():
-        key = (signature, tensors[0].dtype, device, len(tensors))
+        key = (signature, tensors[0].dtype, device, len(tensors), otherwise)
         with _lock:
             if key not in _refused:
-                _refused[key] = _checked(signature, tensors[0].dtype, device, check)
+                _refused[key] = _checked(*key[:3], otherwise, check)
             reason = _refused[key]
     elif reason is not None and backend == "auto" and not tracing():
         _uncovered[_name(signature, tensors[0].dtype)] = reason
@@ -188,10 +191,10 @@ def decisions() -> dict[str, str]:
     """What ``auto`` chose in this process: an operator with its precision, and why it runs how."""
     found = {name: f"plain PyTorch: {reason}" for name, reason in _uncovered.items()}
     with _lock:
-        for (signature, dtype, device, _), reason in _refused.items():
-            kernel = f"{device.upper()} kernel, agrees with plain PyTorch"
+        for (signature, dtype, device, _, otherwise), reason in _refused.items():
+            kernel = f"{device.upper()} kernel, agrees with {otherwise}"
             name = _name(signature, dtype)
-            found[name] = kernel if reason is None else f"plain PyTorch: {reason}"
+            found[name] = kernel if reason is None else f"{otherwise}: {reason}"
     return found
 
 
@@ -213,6 +216,7 @@ def _checked(
     signature: Hashable,
     dtype: torch.dtype,
     device: str,
+    otherwise: str,
     check: Callable[[], tuple[float, float]],
 ) -> str | None:
     """Compare once; log what was found in one line."""
@@ -223,18 +227,18 @@ def _checked(
         error, plain = check()
         reason = None
         if not error <= TOLERANCE[dtype]:
-            reason = f"its relative error is {error:.1e} (plain PyTorch: {plain:.1e})"
+            reason = f"its relative error is {error:.1e} ({otherwise}: {plain:.1e})"
     except Exception as failure:  # whatever a compiler may raise on an unknown machine
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
     if reason is None:
         seconds = time.perf_counter() - start
         logger.info(
-            "%s: %s, relative error %.1e (plain PyTorch %.1e), ready after %.1f s",
-            name, kernel, error, plain, seconds,
+            "%s: %s, relative error %.1e (%s %.1e), ready after %.1f s",
+            name, kernel, error, otherwise, plain, seconds,
             extra={"seconds": seconds},
         )  # fmt: skip
     else:
-        logger.warning("%s: plain PyTorch instead of the %s, because %s", name, kernel, reason)
+        logger.warning("%s: %s instead of the %s, because %s", name, otherwise, kernel, reason)
     return reason
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlip.errors import InputError
-from mlip.ops import ConvolutionSignature
+from mlip.ops import ConvolutionSignature, backend
 from mlip.ops.cpu import double_backward, program, second_runner, threads
 from mlip.ops.cpu.convolution import kernel_convolution
 from mlip.ops.cpu.double_backward import one_pass, packed_double_backward, sum_of_passes
@@ -69,7 +69,7 @@ def test_equals_the_definition(calls, signature, n_radial, given, dtype):
 def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
     case = Case(SMALL, torch.float64, 3)
     along = probes(case, "xYb")
-    monkeypatch.setattr(double_backward, "_agrees", {})
+    monkeypatch.setattr(backend, "_refused", {})
     right = second_runner.second_derivatives
 
     def wrong(*arguments):
@@ -81,9 +81,34 @@ def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
     for value, expected in zip(found, truth(case, along), strict=True):
         assert relative(value, expected) < TOLERANCE[torch.float64]
     (record,) = caplog.records
-    assert "several passes instead of one" in record.getMessage()
+    assert "several passes instead of the CPU kernel" in record.getMessage()
     second(packed_double_backward, case, along)
     assert len(caplog.records) == 1
+    ((name, how),) = backend.decisions().items()
+    assert name.startswith("second derivatives of the convolution of channels (16, 16)")
+    assert how.startswith("several passes: its relative error is ")
+
+
+def test_what_was_compared_is_told(monkeypatch):
+    monkeypatch.setattr(backend, "_refused", {})
+    for n_radial in (0, 3):
+        case = Case(SMALL, torch.float64, n_radial)
+        second(packed_double_backward, case, probes(case, "xYb"))
+    assert len(backend._refused) == 2
+    ((name, how),) = backend.decisions().items()
+    assert name.endswith("4 paths, in one pass, float64")
+    assert how == "CPU kernel, agrees with several passes"
+
+
+def test_wrong_inputs_do_not_count_as_a_fault_of_the_pass(monkeypatch):
+    monkeypatch.setattr(backend, "_refused", {})
+    case = Case(SMALL, torch.float64, 3)
+    right, case.source = case.source, case.source + len(case.rowptr)
+    with pytest.raises(InputError):
+        second(packed_double_backward, case, probes(case, "xYb"))
+    case.source = right
+    second(packed_double_backward, case, probes(case, "xYb"))
+    assert list(backend._refused.values()) == [None]
 
 
 @pytest.mark.parametrize("n_radial", [0, 8])

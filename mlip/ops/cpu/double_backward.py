@@ -14,14 +14,13 @@ degree 4, are forward and backward passes. On CUDA one kernel makes all, up to d
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mlip.ops.backend import CHECK_EDGES, TOLERANCE
+from mlip.ops.backend import CHECK_EDGES, use_kernel
 from mlip.ops.cpu import second_runner
 from mlip.ops.cpu.library import (
     as_array,
@@ -39,8 +38,16 @@ Graph = tuple[Tensor, Tensor, str]  # rowptr, source, signature
 Passes = tuple[Callable[..., Tensor], Callable[..., Sequence[Tensor]]]  # forward, backward
 N_ARGUMENTS = 5
 
-logger = logging.getLogger("mlip")
-_agrees: dict[tuple[str, torch.dtype, int], bool] = {}
+
+class OnePass(NamedTuple):
+    """Second derivatives of the convolution with an encoded signature, for `use_kernel`."""
+
+    signature: str
+
+    def __str__(self) -> str:
+        shape = layout(self.signature)
+        of = f"convolution of channels {shape.channels}, {len(shape.paths)} paths"
+        return f"second derivatives of the {of}, in one pass"
 
 
 def gradients(
@@ -121,17 +128,16 @@ def one_pass(
 
 def agrees(arguments: Arguments, graph: Graph) -> bool:
     """Whether one pass gives what the passes do that a back end has checked; looked at once."""
-    tensors = [tensor for tensor in arguments if tensor is not None]
-    key = (graph[2], tensors[0].dtype, len(tensors))
-    if key not in _agrees:
-        difference = _difference(arguments, graph)
-        _agrees[key] = difference <= 2 * TOLERANCE[tensors[0].dtype]
-        text = "second derivatives of the convolution %s: %s, which differs from several by %.1e"
-        if _agrees[key]:
-            logger.info(text, graph[2], "one pass", difference)
-        else:
-            logger.warning(text, graph[2], "several passes instead of one", difference)
-    return _agrees[key]
+    rowptr, source, signature = graph
+    check_indices(rowptr, source)  # what does not fit must not count as a fault of the pass
+    check_shapes(layout(signature), *arguments[:4], rowptr, source)
+    return use_kernel(
+        "auto",
+        OnePass(signature),
+        [tensor for tensor in arguments if tensor is not None],
+        lambda: (_difference(arguments, graph), 0.0),
+        otherwise="several passes",
+    )
 
 
 def _difference(arguments: Arguments, graph: Graph) -> float:
