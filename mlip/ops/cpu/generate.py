@@ -131,11 +131,16 @@ def matrices(text: Text, table: tuple[Coupling, ...], width: int) -> None:
         l1, l2, l3 = c.path
         text(f"# {l1} x {l2} -> {l3}")
         for i, terms in enumerate(c.matrix.values()):
-            value = ""
-            for m2, factor in terms:
-                term = f"k.constant({factor!r}), y{l2 * l2 + m2}"
-                value = f"k.fma({term}, {value})" if value else f"k.mul({term})"
+            value = products([(f"k.constant({f!r})", f"y{l2 * l2 + m2}") for m2, f in terms])
             text(f"k.store(M, {(c.first_matrix + i) * width}, {value})")
+
+
+def products(terms: list[tuple[str, str]]) -> str:
+    """Σ of products, as nested multiply-adds; empty without terms."""
+    value = ""
+    for x, y in terms:
+        value = f"k.fma({x}, {y}, {value})" if value else f"k.mul({x}, {y})"
+    return value
 
 
 def row_parts(group: list[Coupling]) -> list[list[Coupling]]:
@@ -189,11 +194,8 @@ def _forward_path(text: Text, c: Coupling, number: int, width: int) -> None:
             text(f"s{c.first_row + m3}.add(k.broadcast(M, t + {at}), u{m1})", 2)
         return
     for m3 in range(2 * l3 + 1):
-        value = ""
-        for (row, m1), at in entry.items():
-            if row == m3:
-                term = f"k.broadcast(M, t + {at}), x{m1}"
-                value = f"k.fma({term}, {value})" if value else f"k.mul({term})"
+        row = [(m1, at) for (m, m1), at in entry.items() if m == m3]
+        value = products([(f"k.broadcast(M, t + {at})", f"x{m1}") for m1, at in row])
         if value:
             text(f"s{c.first_row + m3}.add(v, {value})", 2)
 
@@ -240,11 +242,8 @@ def _slopes_of_nodes(text: Text, c: Coupling, number: int, width: int, added: se
     columns = sorted({m1 for _, m1 in c.matrix})
     slope = ""
     for m1 in columns:
-        value = ""
-        for i, (m3, column) in enumerate(c.matrix):
-            if column == m1:
-                term = f"k.broadcast(M, m + {(c.first_matrix + i) * width}), g{m3}"
-                value = f"k.fma({term}, {value})" if value else f"k.mul({term})"
+        entries = [(c.first_matrix + i, m3) for i, (m3, m) in enumerate(c.matrix) if m == m1]
+        value = products([(f"k.broadcast(M, m + {i * width})", f"g{m3}") for i, m3 in entries])
         text(f"s = {value}", 3)
         text("slopes = " + (f"k.fma(x{m1}, s, slopes)" if slope else f"k.mul(x{m1}, s)"), 3)
         slope = "slopes"
@@ -255,31 +254,46 @@ def _slopes_of_nodes(text: Text, c: Coupling, number: int, width: int, added: se
 
 
 def _slopes_of_harmonics(text: Text, c: Coupling) -> None:
-    """Σ v·C·x·g, added for each harmonic; a degree of 0 leaves one product for all entries."""
-    l1, l2, _ = c.path
-    first = l2 * l2
-    value = c.entries[0][3]
-    if min(c.path) == 0 and all(abs(other - value) < 1e-12 for *_, other in c.entries):
+    """Σ v·C·x·g, added for each harmonic."""
+    value = one_factor(c)
+    if value is not None:
         if abs(value - 1) > 1e-12:
             text(f"v = k.mul(k.constant({value!r}), v)", 3)
-        if l2 == 0:
-            product = ""
-            for m1, _, m3, _ in c.entries:
-                product = f"k.fma(x{m1}, g{m3}, {product})" if product else f"k.mul(x{m1}, g{m3})"
-            text(f"z{first}.add(v, {product})", 3)
-            return
-        text(f"q = k.mul(v, {'x0' if l1 == 0 else 'g0'})", 3)
-        for m1, m2, m3, _ in c.entries:
-            text(f"z{first + m2}.add(q, {f'g{m3}' if l1 == 0 else f'x{m1}'})", 3)
+        add_with_one_factor(text, c, "v", "x")
         return
     for m1 in sorted({m1 for m1, *_ in c.entries}):
         text(f"h{m1} = k.mul(v, x{m1})", 3)
+    add_with_factors(text, c)
+
+
+def one_factor(c: Coupling) -> float | None:
+    """The coefficient of all entries of a path, if a degree of 0 leaves but one."""
+    value: float = c.entries[0][3]
+    same = min(c.path) == 0 and all(abs(other - value) < 1e-12 for *_, other in c.entries)
+    return value if same else None
+
+
+def add_with_one_factor(text: Text, c: Coupling, factor: str, x: str) -> None:
+    """Add factor·Σ x·g to the slope of each harmonic; ``x`` begins the names of features."""
+    l1, l2, _ = c.path
+    first = l2 * l2
+    if l2 == 0:
+        product = products([(f"{x}{m1}", f"g{m3}") for m1, _, m3, _ in c.entries])
+        text(f"z{first}.add({factor}, {product})", 3)
+        return
+    text(f"q = k.mul({factor}, {f'{x}0' if l1 == 0 else 'g0'})", 3)
+    for m1, m2, m3, _ in c.entries:
+        text(f"z{first + m2}.add(q, {f'g{m3}' if l1 == 0 else f'{x}{m1}'})", 3)
+
+
+def add_with_factors(text: Text, c: Coupling) -> None:
+    """Add Σ C·h·g to the slope of each harmonic."""
     last = None
     for m1, m2, m3, factor in c.entries:
         if last != (m1, m3):
             text(f"q = k.mul(h{m1}, g{m3})", 3)
         last = (m1, m3)
-        text(f"z{first + m2}.add(k.constant({factor!r}), q)", 3)
+        text(f"z{c.path[1] ** 2 + m2}.add(k.constant({factor!r}), q)", 3)
 
 
 def _nodes(text: Text, l1: int, group: list[Coupling], width: int) -> None:

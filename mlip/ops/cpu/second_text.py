@@ -15,10 +15,14 @@ from mlip.ops.cpu.drivers import PIECES
 from mlip.ops.cpu.generate import (
     HARMONICS_GRADIENT,
     Text,
+    add_with_factors,
+    add_with_one_factor,
     by_group,
     group_sizes,
     head,
     matrices,
+    one_factor,
+    products,
     row_parts,
 )
 from mlip.ops.cpu.program import Asked
@@ -58,14 +62,6 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, asked: Aske
 def _entries(c: Coupling, width: int) -> dict[tuple[int, int], int]:
     """Where the entries (m3, m1) of a path's edge matrix lie."""
     return {key: (c.first_matrix + i) * width for i, key in enumerate(c.matrix)}
-
-
-def _sum(terms: list[tuple[str, str]]) -> str:
-    """Σ of products, as nested multiply-adds."""
-    value = ""
-    for x, y in terms:
-        value = f"k.fma({x}, {y}, {value})" if value else f"k.mul({x}, {y})"
-    return value
 
 
 def _features(text: Text, l1: int, at: str, asked: Asked, depth: int) -> None:
@@ -118,8 +114,8 @@ def _rows_of_path(text: Text, c: Coupling, width: int, asked: Asked) -> None:
             plain = [(f"k.broadcast(M, {at})", f"x{m1}") for m1, at in row]
             along = [(f"k.broadcast(M, {at})", f"xa{m1}") for m1, at in row if asked.along]
             turned = [(f"k.broadcast(MA, {at})", f"x{m1}") for m1, at in row]
-            text(f"s{c.first_row + m3}.add(va, {_sum(plain)})", 2)
-            text(f"s{c.first_row + m3}.add(v, {_sum(along + turned)})", 2)
+            text(f"s{c.first_row + m3}.add(va, {products(plain)})", 2)
+            text(f"s{c.first_row + m3}.add(v, {products(along + turned)})", 2)
         return
     _weighted_features(text, d1, asked, 2)
     for m1 in range(d1):
@@ -132,7 +128,7 @@ def _rows_of_path(text: Text, c: Coupling, width: int, asked: Asked) -> None:
 def _weighted_features(text: Text, d1: int, asked: Asked, depth: int) -> None:
     """Write h = w'·x + w·x'."""
     for m1 in range(d1):
-        text(f"h{m1} = {_sum([('va', f'x{m1}'), ('v', f'xa{m1}')][: 1 + asked.along])}", depth)
+        text(f"h{m1} = {products([('va', f'x{m1}'), ('v', f'xa{m1}')][: 1 + asked.along])}", depth)
 
 
 def _edges(text: Text, l1: int, group: list[Coupling], width: int, asked: Asked) -> None:
@@ -184,7 +180,7 @@ def _slopes_of_nodes(text: Text, c: Coupling, width: int, added: set[int], asked
                 for (m3, column), at in entries.items()
                 if column == m1
             ]
-            text(f"{name} = {_sum(terms)}", 3)
+            text(f"{name} = {products(terms)}", 3)
         if asked.slopes:
             text("second = " + _plus(f"x{m1}", "q", second), 3)
             second = "second"
@@ -208,21 +204,9 @@ def _plus(x: str, y: str, total: str) -> str:
 
 
 def _slopes_of_harmonics(text: Text, c: Coupling) -> None:
-    """Σ C·h·g, added for each harmonic; a degree of 0 leaves one product for all entries."""
-    l1, l2, _ = c.path
-    first, value = l2 * l2, c.entries[0][3]
-    if min(c.path) == 0 and all(abs(other - value) < 1e-12 for *_, other in c.entries):
-        if l2 == 0:
-            product = _sum([(f"h{m1}", f"g{m3}") for m1, _, m3, _ in c.entries])
-            text(f"z{first}.add(k.constant({value!r}), {product})", 3)
-            return
-        text(f"q = k.mul(k.constant({value!r}), {'h0' if l1 == 0 else 'g0'})", 3)
-        for m1, m2, m3, _ in c.entries:
-            text(f"z{first + m2}.add(q, {f'g{m3}' if l1 == 0 else f'h{m1}'})", 3)
-        return
-    last = None
-    for m1, m2, m3, factor in c.entries:
-        if last != (m1, m3):
-            text(f"q = k.mul(h{m1}, g{m3})", 3)
-        last = (m1, m3)
-        text(f"z{first + m2}.add(k.constant({factor!r}), q)", 3)
+    """Σ C·h·g, added for each harmonic."""
+    value = one_factor(c)
+    if value is None:
+        add_with_factors(text, c)
+    else:
+        add_with_one_factor(text, c, f"k.constant({value!r})", "h")
