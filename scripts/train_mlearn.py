@@ -31,22 +31,30 @@ MODEL = {
     "embedding": 64,
     "outputs": 64,
 }
-DELTAS = {"energy_delta": 0.001, "forces_delta": 0.02, "stress_delta": 0.002}
 FIRST = {  # forces first, the weight of the energy raised late
     "model": MODEL,
     "loss": {
-        **DELTAS,
         "energy_weight": 4.0,
         "energy_weight_final": 40.0,
         "switch_fraction": 0.5,
+        "energy_delta": 0.001,
         "forces_weight": 10.0,
+        "forces_delta": 0.02,
         "stress_weight": 20.0,
+        "stress_delta": 0.002,
     },
     "optimizer": {"lr": 0.01, "weight_decay": 0.01, "betas": [0.9, 0.99]},
     "zbl": True,
 }
 SECOND = {
-    "loss": {**DELTAS, "energy_weight": 80.0, "forces_weight": 10.0, "stress_weight": 8.0},
+    "loss": {  # small deltas: elements with small errors count as much as those with large ones
+        "energy_weight": 80.0,
+        "energy_delta": 0.0003,
+        "forces_weight": 10.0,
+        "forces_delta": 0.005,
+        "stress_weight": 8.0,
+        "stress_delta": 0.002,
+    },
     "optimizer": {"lr": 0.003, "weight_decay": 0.01, "betas": [0.9, 0.99]},
 }
 SURFACES_SHOWN = 6.0  # times an epoch, in the second stage

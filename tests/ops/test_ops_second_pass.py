@@ -70,6 +70,7 @@ def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
     case = Case(SMALL, torch.float64, 3)
     along = probes(case, "xYb")
     monkeypatch.setattr(backend, "_refused", {})
+    monkeypatch.setattr(backend, "_uncovered", {})
     right = second_runner.second_derivatives
 
     def wrong(*arguments):
@@ -91,6 +92,7 @@ def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
 
 def test_what_was_compared_is_told(monkeypatch):
     monkeypatch.setattr(backend, "_refused", {})
+    monkeypatch.setattr(backend, "_uncovered", {})
     for n_radial in (0, 3):
         case = Case(SMALL, torch.float64, n_radial)
         second(packed_double_backward, case, probes(case, "xYb"))
@@ -102,6 +104,7 @@ def test_what_was_compared_is_told(monkeypatch):
 
 def test_wrong_inputs_do_not_count_as_a_fault_of_the_pass(monkeypatch):
     monkeypatch.setattr(backend, "_refused", {})
+    monkeypatch.setattr(backend, "_uncovered", {})
     case = Case(SMALL, torch.float64, 3)
     right, case.source = case.source, case.source + len(case.rowptr)
     with pytest.raises(InputError):
