@@ -1,4 +1,4 @@
-"""Prepare the training data of the shipped potential: the mlearn sets, with stresses that agree.
+"""Correct the stress labels of the mlearn sets, so that energies and stresses agree.
 
     python scripts/mlearn_data.py FOLDER OUT
 
@@ -14,21 +14,12 @@ files with two changes:
    frames of the training set that differ by strain alone, and is taken out above 0.02 eV.
 2. Two-atom frames of Li lose their stress: its shear components are wrong in the source (they give
    C44 = −0.3 GPa where the energies give 11 GPa).
-
-The training frames come once more, cut in two: mlearn_Li/bulk.extxyz.xz and so on, and
-surfaces.extxyz.xz of all elements, which are few and learned as a set of their own.
-
-With FOLDER/MoNbTaW/train.extxyz.xz (Li et al., npj Comput. Mater. 6, 70 (2020),
-github.com/materialsvirtuallab/maml, BSD-3) OUT also gets its 200 frames of molecular dynamics of
-pure Mo, forces alone: energies and pressures of the two sets differ by up to 3 meV/atom and 2 GPa.
-None is near a frame of mlearn's test set (0.16 Å or more, root mean square over the atoms).
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import lzma
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -38,14 +29,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 ELEMENTS = ("Li", "Si", "Cu", "Ni", "Ge", "Mo")
-SURFACES = "surfaces.extxyz.xz"
-MOLYBDENUM = "Mo_dynamics.extxyz.xz"
 LARGEST_STRAIN = 0.03  # of a pair of frames; the error of the mean stress is of third order in it
 SAME_SITES = 0.02  # fractional; frames whose sites differ more are not strained copies
 SMALLEST_TRACE = 0.005  # of a pair that tells about the pressure
 NEGLIGIBLE_EV = 0.02
-LARGEST_BULK_VOLUME = 1.25  # of an atom, in units of the median; surfaces have twice
-GPA = 160.21766208  # one eV/Å³
 
 
 def strained_copies(frames: list[Atoms]) -> list[Atoms]:
@@ -106,38 +93,6 @@ def corrected(atoms: Atoms, c: float) -> Atoms:
     return copy
 
 
-def prepare(source: Path, target: Path) -> list[Atoms]:
-    """Write the frames of an element; print a row of the table; give the surfaces."""
-    target.mkdir(parents=True, exist_ok=True)
-    parts = {part: ase.io.read(source / f"{part}.extxyz.xz", ":") for part in ("train", "test")}
-    c, pairs = pulay_constant(parts["train"])
-    used = abs(c) > NEGLIGIBLE_EV
-    for part, frames in parts.items():
-        parts[part] = [corrected(atoms, c if used else 0.0) for atoms in frames]
-        ase.io.write(target / f"{part}.extxyz.xz", parts[part], format="extxyz")
-    volumes = np.array([atoms.get_volume() / len(atoms) for atoms in parts["train"]])
-    of_bulk = float(np.median(volumes))
-    vacuum = (volumes > LARGEST_BULK_VOLUME * of_bulk).tolist()
-    bulk = [atoms for atoms, half in zip(parts["train"], vacuum, strict=True) if not half]
-    ase.io.write(target / "bulk.extxyz.xz", bulk, format="extxyz")
-    row = (source.name, pairs, f"{c:.4f}", f"{c / of_bulk * GPA:.2f}", "yes" if used else "no")
-    print("| " + " | ".join(map(str, row)) + f" | {sum(vacuum)} |")
-    return [atoms for atoms, half in zip(parts["train"], vacuum, strict=True) if half]
-
-
-def dynamics_of_molybdenum(source: Path) -> list[Atoms]:
-    """Frames of molecular dynamics of Mo in the alloy set, with forces alone."""
-    frames = []
-    with lzma.open(source, "rt") as file:
-        text = io.StringIO(file.read())  # ASE seeks, which takes minutes in a compressed file
-    for atoms in ase.io.read(text, ":", format="extxyz"):
-        if atoms.info["config_type"] == "Mo_AIMD":
-            copy = atoms.copy()
-            copy.calc = SinglePointCalculator(copy, forces=atoms.get_forces())
-            frames.append(copy)
-    return frames
-
-
 def main() -> None:
     """Parse the command line, print the constants and write the files."""
     parser = argparse.ArgumentParser(
@@ -146,16 +101,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    print("| set | pairs | c (eV) | GPa | taken out | surfaces |")
-    print("|---|--:|--:|--:|---|--:|")
-    surfaces = []
+    print("| element | pairs | c (eV) | GPa | taken out |")
+    print("|---|--:|--:|--:|---|")
     for element in ELEMENTS:
-        name = f"mlearn_{element}"
-        surfaces += prepare(arguments.folder / name, arguments.out / name)
-    ase.io.write(arguments.out / SURFACES, surfaces, format="extxyz")
-    alloys = arguments.folder / "MoNbTaW" / "train.extxyz.xz"
-    if alloys.exists():
-        ase.io.write(arguments.out / MOLYBDENUM, dynamics_of_molybdenum(alloys), format="extxyz")
+        source, target = (f / f"mlearn_{element}" for f in (arguments.folder, arguments.out))
+        target.mkdir(parents=True, exist_ok=True)
+        parts = {p: ase.io.read(source / f"{p}.extxyz.xz", ":") for p in ("train", "test")}
+        c, pairs = pulay_constant(parts["train"])
+        volumes = Counter(round(a.get_volume() / len(a), 1) for a in parts["train"])
+        pressure = c / volumes.most_common(1)[0][0] * 160.21766208
+        used = abs(c) > NEGLIGIBLE_EV
+        print(f"| {element} | {pairs} | {c:.4f} | {pressure:.2f} | {'yes' if used else 'no'} |")
+        for part, frames in parts.items():
+            changed = [corrected(atoms, c if used else 0.0) for atoms in frames]
+            ase.io.write(target / f"{part}.extxyz.xz", changed, format="extxyz")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111
+from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import read, write
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "mlearn_data.py"
 
@@ -64,33 +63,3 @@ def test_strained_copies_leave_out_other_crystals(script):
     for atoms in rattled:
         atoms.rattle(0.3)
     assert script.strained_copies([*rattled, *frames]) == frames
-
-
-def test_surfaces_stand_apart_and_nothing_is_lost(script, tmp_path):
-    slab = fcc111("Cu", (1, 1, 4), vacuum=8.0, periodic=True)
-    slab.calc = EMT()
-    labels = {"energy": slab.get_potential_energy(), "forces": slab.get_forces()}
-    slab.calc = SinglePointCalculator(slab, **labels, stress=slab.get_stress())
-    frames = strained_copper(0.177)
-    (tmp_path / "mlearn_Cu").mkdir()
-    for part, content in (("train", [*frames[:8], slab, *frames[8:]]), ("test", frames[:1])):
-        write(tmp_path / "mlearn_Cu" / f"{part}.extxyz.xz", content)
-    (found,) = script.prepare(tmp_path / "mlearn_Cu", tmp_path / "out")
-    np.testing.assert_allclose(found.positions, slab.positions, atol=1e-7)
-    count = {p: len(read(tmp_path / "out" / f"{p}.extxyz.xz", ":")) for p in ("train", "bulk")}
-    assert count == {"train": 17, "bulk": 16}
-    (test,) = read(tmp_path / "out" / "test.extxyz.xz", ":")
-    truth = strained_copper(0.0)[0]
-    np.testing.assert_allclose(test.get_stress(), truth.get_stress(), atol=2e-4)
-
-
-def test_dynamics_of_molybdenum_have_forces_alone(script, tmp_path):
-    frames = strained_copper(0.0)[:4]
-    for atoms, kind in zip(frames, ("Mo_AIMD", "Mo_Elastic", "MoTa_AIMD", "Mo_AIMD"), strict=True):
-        atoms.info["config_type"] = kind
-    write(tmp_path / "train.extxyz.xz", frames)
-    found = script.dynamics_of_molybdenum(tmp_path / "train.extxyz.xz")
-    assert len(found) == 2
-    for atoms, truth in zip(found, (frames[0], frames[3]), strict=True):
-        assert set(atoms.calc.results) == {"forces"}
-        np.testing.assert_allclose(atoms.get_forces(), truth.get_forces(), atol=1e-7)
