@@ -66,11 +66,17 @@ def test_equals_the_definition(calls, signature, n_radial, given, dtype):
     assert calls == {"one_pass": [given.replace("K", "")], "sum_of_passes": [rest]}
 
 
+@pytest.fixture
+def no_decisions(monkeypatch):
+    """Forget what was compared in this process."""
+    monkeypatch.setattr(backend, "_refused", {})
+    monkeypatch.setattr(backend, "_uncovered", {})
+
+
+@pytest.mark.usefixtures("no_decisions")
 def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
     case = Case(SMALL, torch.float64, 3)
     along = probes(case, "xYb")
-    monkeypatch.setattr(backend, "_refused", {})
-    monkeypatch.setattr(backend, "_uncovered", {})
     right = second_runner.second_derivatives
 
     def wrong(*arguments):
@@ -90,9 +96,8 @@ def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
     assert how.startswith("several passes: its relative error is ")
 
 
-def test_what_was_compared_is_told(monkeypatch):
-    monkeypatch.setattr(backend, "_refused", {})
-    monkeypatch.setattr(backend, "_uncovered", {})
+@pytest.mark.usefixtures("no_decisions")
+def test_what_was_compared_is_told():
     for n_radial in (0, 3):
         case = Case(SMALL, torch.float64, n_radial)
         second(packed_double_backward, case, probes(case, "xYb"))
@@ -102,9 +107,8 @@ def test_what_was_compared_is_told(monkeypatch):
     assert how == "CPU kernel, agrees with several passes"
 
 
-def test_wrong_inputs_do_not_count_as_a_fault_of_the_pass(monkeypatch):
-    monkeypatch.setattr(backend, "_refused", {})
-    monkeypatch.setattr(backend, "_uncovered", {})
+@pytest.mark.usefixtures("no_decisions")
+def test_wrong_inputs_do_not_count_as_a_fault_of_the_pass():
     case = Case(SMALL, torch.float64, 3)
     right, case.source = case.source, case.source + len(case.rowptr)
     with pytest.raises(InputError):

@@ -103,21 +103,19 @@ def one_pass(
     graph: Graph,
     wanted: Sequence[bool],
 ) -> list[Optional]:
-    """Differentiate φ for cotangents of features (or None), harmonics and radial in one pass."""
+    """Differentiate φ for cotangents of features (or None), harmonics and radial in one pass.
+
+    Nothing is checked here: ``second_derivatives`` does.
+    """
     features, harmonics, radial, kernel, gradient = arguments
     along_features, along_harmonics, along_radial = along
     rowptr, source, signature = graph
-    shape = layout(signature)
-    check_indices(rowptr, source)
-    changed = features if along_features is None else along_features
-    for tensors in ((features, harmonics, radial), (changed, along_harmonics, along_radial)):
-        check_shapes(shape, *tensors, kernel, rowptr, source)
     out = [
         argument.new_empty(argument.shape) if want and argument is not None else None
         for argument, want in zip(arguments, wanted, strict=True)
     ]
     second_runner.second_derivatives(
-        shape, as_array(features), as_array(harmonics), as_array(radial),
+        layout(signature), as_array(features), as_array(harmonics), as_array(radial),
         None if kernel is None else as_array(kernel), as_array(gradient),
         None if along_features is None else as_array(along_features), as_array(along_harmonics),
         as_array(along_radial), as_array(rowptr), as_array(source),
@@ -128,12 +126,9 @@ def one_pass(
 
 def agrees(arguments: Arguments, graph: Graph) -> bool:
     """Whether one pass gives what the passes do that a back end has checked; looked at once."""
-    rowptr, source, signature = graph
-    check_indices(rowptr, source)  # what does not fit must not count as a fault of the pass
-    check_shapes(layout(signature), *arguments[:4], rowptr, source)
     return use_kernel(
         "auto",
-        OnePass(signature),
+        OnePass(graph[2]),
         [tensor for tensor in arguments if tensor is not None],
         lambda: (_difference(arguments, graph), 0.0),
         otherwise="several passes",
@@ -172,12 +167,23 @@ def second_derivatives(
     """Compute ``packed_double_backward`` on the CPU."""
     of_features, of_harmonics, of_radial, of_kernel = along
     covered = second_runner.covers(layout(graph[2]))
-    if covered and of_harmonics is not None and of_radial is not None and agrees(arguments, graph):
-        total = one_pass(arguments, (of_features, of_harmonics, of_radial), graph, wanted)
-        add(total, sum_of_passes(arguments, (None, None, None, of_kernel), graph, wanted))
-    else:
-        total = sum_of_passes(arguments, along, graph, wanted)
-    return filled(arguments, total, wanted)
+    if covered and of_harmonics is not None and of_radial is not None:
+        first = (of_features, of_harmonics, of_radial)
+        _check(arguments, first, graph)  # what does not fit must not count as a fault of the pass
+        if agrees(arguments, graph):
+            total = one_pass(arguments, first, graph, wanted)
+            add(total, sum_of_passes(arguments, (None, None, None, of_kernel), graph, wanted))
+            return filled(arguments, total, wanted)
+    return filled(arguments, sum_of_passes(arguments, along, graph, wanted), wanted)
+
+
+def _check(arguments: Arguments, along: tuple[Optional, Tensor, Tensor], graph: Graph) -> None:
+    features, harmonics, radial, kernel, _ = arguments
+    rowptr, source, signature = graph
+    check_indices(rowptr, source)
+    changed = features if along[0] is None else along[0]
+    for tensors in ((features, harmonics, radial), (changed, *along[1:])):
+        check_shapes(layout(signature), *tensors, kernel, rowptr, source)
 
 
 @torch.library.custom_op("mlip::convolution_double_backward", mutates_args=(), device_types="cpu")

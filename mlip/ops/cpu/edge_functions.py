@@ -59,7 +59,17 @@ class EdgeFunctions:
     def gradient(
         self, vectors: Tensor, waves: tuple[Tensor, Tensor], of_harmonics: Tensor, of_basis: Tensor
     ) -> Tensor:
-        """Differentiate Σ of_harmonics·Y + Σ of_basis·b by the vectors; [E, 3]."""
+        """Differentiate Σ of_harmonics·Y + Σ of_basis·b by the vectors.
+
+        Args:
+            vectors: [E, 3] Å.
+            waves: as ``values`` gives them for these vectors.
+            of_harmonics: [E, (lmax+1)²].
+            of_basis: [E, R].
+
+        Returns:
+            [E, 3].
+        """
         out = torch.empty_like(vectors)
         phases, sines = waves
         given = (vectors, sines, torch.cos(phases), of_harmonics, of_basis)
