@@ -51,6 +51,7 @@ from mlip.ops import (
 from mlip.so3 import spherical_harmonics
 
 if TYPE_CHECKING:
+    from mlip.models.facet_elements import ElementWeights
     from mlip.models.facet_inference import Weights
 
 
@@ -132,16 +133,25 @@ class FacetConfig(BaseModel):
         return self
 
 
+class Elements(NamedTuple):
+    """Features that are rows of a table, X[species]."""
+
+    species: Tensor  # [N]
+    table: Tensor  # X, [S, C]
+
+
 class Edges(NamedTuple):
     """What all blocks share: harmonics [E, K], enveloped radial basis [E, R], neighbours.
 
     inference: nobody asks for derivatives by weights or for second ones.
+    elements: what the features of the first block are made of; None for later blocks.
     """
 
     harmonics: Tensor
     basis: Tensor
     neighbors: Neighborhood
     inference: bool = False
+    elements: Elements | None = None
 
 
 class FacetBlock(nn.Module):
@@ -171,6 +181,7 @@ class FacetBlock(nn.Module):
         self.residual_gain = ChannelGain(target, initial) if config.block_residual else None
         self.output_gain = ChannelGain(target, 1.0) if config.output_normalization else None
         self.prepared: Prepared[Weights] = Prepared()
+        self.prepared_elements: Prepared[dict[tuple[int, ...], ElementWeights]] = Prepared()
 
     def forward(self, x: Features, edges: Edges) -> Features:
         """Map features of all atoms to the target channels."""
@@ -181,6 +192,7 @@ class FacetBlock(nn.Module):
             if found is not None:
                 return found
         self.prepared.clear()
+        self.prepared_elements.clear()
         y = add(self.message(x, edges), self.skip(x))
         z = self.update(y)
         if self.residual_gain is not None:
@@ -281,9 +293,11 @@ class Facet(nn.Module):
         inference = getattr(graph, "inference", False)
         edges = self.edges(graph.edge_vector, graph.edge_index, species.shape[0], inference)
         x: Features = (self.embedding[species][:, None, :],)  # [N, 1, C]
+        edges = edges._replace(elements=Elements(species, self.embedding))
         scalars = []
         for block, readout in zip(self.blocks, self.readouts, strict=True):
             x = block(x, edges)
+            edges = edges._replace(elements=None)
             scalars.append(pad_or_truncate(readout(x), (self.config.outputs,))[0][:, 0])
         energies = self.head(self._reduce(scalars))[:, 0]
         if self.config.rescale == "none":

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mlip.models import facet_product_block, facet_scalar_block
+from mlip.models import facet_elements, facet_product_block, facet_scalar_block
 from mlip.models.facet_packed import add_shared, split
 from mlip.nn.node_update import ScalarUpdate, SphereProductUpdate
 from mlip.ops import Features, Neighborhood
@@ -48,13 +48,55 @@ def block_in_inference(block: FacetBlock, x: Features, edges: Edges) -> Features
     # asked for by name, the kernels of the general way tell why they cannot run
     if not use_kernel("auto", name, tensors, check, _uncovered(block, x), cuda=FOR_CPU):
         return None
-    return _run(block, edges.neighbors, edges.harmonics, edges.basis, x)
+    found = _by_elements(block, x, edges, name) if edges.elements is not None else None
+    return found or _run(_own(block), edges.neighbors, edges.harmonics, edges.basis, x)
+
+
+class _Own(NamedTuple):
+    """What a pass takes from the block. sources: features of messages where they are not x."""
+
+    form: ModuleType
+    weights: Weights
+    residual: bool
+    sources: Tensor | None = None
+
+
+def _own(block: FacetBlock) -> _Own:
+    form = _form(block)
+    assert form is not None
+    return _Own(form, prepared(block), block.residual)
+
+
+def _by_elements(block: FacetBlock, x: Features, edges: Edges, name: str) -> Features | None:
+    """Run the first block by sums for elements, or return None where this is no gain."""
+    assert edges.elements is not None
+    species, table = edges.elements
+    present = tuple(species.unique().tolist())
+    own = _own(block)
+    width = facet_elements.width_of(len(present), edges.basis.shape[1], table.dtype)
+    if not isinstance(own.weights, facet_product_block.Weights) or width >= table.shape[1]:
+        return None
+    cache = block.prepared_elements.get([*block.parameters(), table], dict)
+    if present not in cache:
+        cache[present] = facet_elements.weights_of_elements(
+            own.weights, block.signature, table, present
+        )
+    weights, features = cache[present]
+    own = own._replace(weights=weights, sources=features[species].flatten())
+    x = tuple(part.detach() for part in x)
+
+    def check() -> tuple[float, float]:
+        return _compared(block, x, edges, own)
+
+    tensors = [edges.harmonics, edges.basis]
+    if not use_kernel("auto", f"{name}, sums for elements", tensors, check, otherwise=name):
+        return None
+    return _run(own, edges.neighbors, edges.harmonics, edges.basis, x)
 
 
 def _run(
-    block: FacetBlock, neighbors: Neighborhood, harmonics: Tensor, basis: Tensor, x: Features
+    own: _Own, neighbors: Neighborhood, harmonics: Tensor, basis: Tensor, x: Features
 ) -> Features:
-    own = (_form(block), prepared(block), block.residual)
     found: Features = _Block.apply(own, neighbors, harmonics, basis, *x)  # type: ignore[no-untyped-call]
     return found
 
@@ -97,19 +139,21 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        block: tuple[ModuleType, Weights, bool],
+        own: _Own,
         neighbors: Neighborhood,
         harmonics: Tensor,
         basis: Tensor,
         *x: Tensor,
     ) -> tuple[Tensor, ...]:
-        form, weights, residual = block
         ctx.channels = tuple(part.shape[2] for part in x)
-        ctx.block, ctx.neighbors = block, neighbors
+        ctx.own, ctx.neighbors = own, neighbors
         flat = torch.cat([part.reshape(-1) for part in x])
-        out, kept = form.forward(weights, neighbors, harmonics, basis, flat, ctx.channels)
-        target = weights.target
-        if residual:
+        sources = flat if own.sources is None else own.sources
+        out, kept = own.form.forward(
+            own.weights, neighbors, harmonics, basis, flat, ctx.channels, sources
+        )
+        target = own.weights.target
+        if own.residual:
             add_shared(flat, out, neighbors.n_nodes, ctx.channels, target)
         ctx.save_for_backward(harmonics, basis, *kept)
         n = neighbors.n_nodes
@@ -121,7 +165,7 @@ class _Block(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         harmonics, basis, *kept = ctx.saved_tensors
-        form, weights, residual = ctx.block
+        form, weights, residual, _ = ctx.own
         n, channels = ctx.neighbors.n_nodes, ctx.channels
         gradient = torch.cat([part.reshape(-1) for part in gradients])
         wanted = any(ctx.needs_input_grad[4:])
@@ -137,22 +181,30 @@ class _Block(torch.autograd.Function):
         return None, None, of_harmonics, of_basis, *parts
 
 
-def _compared(block: FacetBlock, x: Features, edges: Edges) -> tuple[float, float]:
-    """Errors of this and of the general way in plain PyTorch, on the first edges."""
+def _compared(
+    block: FacetBlock, x: Features, edges: Edges, own: _Own | None = None
+) -> tuple[float, float]:
+    """Errors of this and of the general way in plain PyTorch, on the first edges.
+
+    Without ``own`` features are inputs, too, with some noise.
+    """
     count = min(CHECK_EDGES, edges.basis.shape[0])
     part = edges.neighbors.first(count)
+    constant = () if own is None else x
+    varied = _disturbed(x) if own is None else []
 
     def plain(harmonics: Tensor, basis: Tensor, *features: Tensor) -> Features:
         general = copy.deepcopy(block).to(basis.dtype).requires_grad_(False)
         general.use_backend("torch")
-        own = edges._replace(harmonics=harmonics, basis=basis, neighbors=part, inference=False)
-        found: Features = general(features, own)
+        edge = edges._replace(harmonics=harmonics, basis=basis, neighbors=part, inference=False)
+        given = features or tuple(each.to(basis) for each in constant)
+        found: Features = general(given, edge)
         return found
 
     def fast(harmonics: Tensor, basis: Tensor, *features: Tensor) -> Features:
-        return _run(block, part, harmonics, basis, features)
+        return _run(own or _own(block), part, harmonics, basis, features or constant)
 
-    return compare(plain, fast, [edges.harmonics[:count], edges.basis[:count], *_disturbed(x)])
+    return compare(plain, fast, [edges.harmonics[:count], edges.basis[:count], *varied])
 
 
 def _disturbed(x: Features) -> list[Tensor]:

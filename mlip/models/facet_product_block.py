@@ -80,7 +80,7 @@ def prepare(block: FacetBlock) -> Weights:
 class Kept(NamedTuple):
     """What the backward pass needs of the forward pass, packed or [N, …]."""
 
-    x: Tensor
+    sources: Tensor
     factors: Tensor
     linear: Tensor
     hidden: Tensor
@@ -94,6 +94,7 @@ def forward(
     basis: Tensor,
     x: Tensor,
     channels: Sequence[int],
+    sources: Tensor,
 ) -> tuple[Tensor, Kept]:
     """Compute packed features of a block, without a residual, and what the backward pass needs.
 
@@ -102,11 +103,14 @@ def forward(
         neighbors, harmonics, basis: edges.
         x: packed features.
         channels: of each degree of x.
+        sources: packed features that messages are made of, in general x.
     """
     from mlip.ops.cpu.library import convolve
 
     n = neighbors.n_nodes
-    sums = convolve(x, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message)
+    sums = convolve(
+        sources, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message
+    )
     old = split(x, n, channels)
     _, y = empty(x, n, widths(w.after, 1))
     factors, u = empty(x, n, widths(w.up, 1))
@@ -124,7 +128,9 @@ def forward(
         rows.addmm_(v[degree], w.down_products[degree])
     hidden = (y[0] @ w.hidden).addmm_(v[0], w.hidden_products)
     gates = torch.nn.functional.silu(hidden) @ w.gates  # [N, ΣC]
-    return _gated(linear, gates, n, widths(w.down, 1)), Kept(x, factors, linear, hidden, gates)
+    return _gated(linear, gates, n, widths(w.down, 1)), Kept(
+        sources, factors, linear, hidden, gates
+    )
 
 
 def _gated(linear: Tensor, gates: Tensor, n: int, channels: Sequence[int]) -> Tensor:
@@ -175,10 +181,9 @@ def backward(
         torch.mm(dy, w.after[degree].T, out=ds[degree])
         if want_features and degree < len(old):
             torch.mm(dy, w.skip[degree].T, out=old[degree])
-    wanted = [want_features, True, True, False]
     of_x, of_harmonics, of_basis, _ = convolve_backward(
-        kept.x, harmonics, basis, w.kernel, d_sums, neighbors.rowptr, neighbors.source, w.message,
-        wanted,
+        kept.sources, harmonics, basis, w.kernel, d_sums, neighbors.rowptr, neighbors.source,
+        w.message, [want_features, True, True, False],
     )  # fmt: skip
     return dx.add_(of_x) if want_features else dx, of_harmonics, of_basis
 

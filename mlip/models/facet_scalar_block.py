@@ -69,6 +69,7 @@ def forward(
     basis: Tensor,
     x: Tensor,
     channels: Sequence[int],
+    sources: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Compute the scalars of a block, without a residual, and what the backward pass needs.
 
@@ -77,14 +78,16 @@ def forward(
     from mlip.ops.cpu.library import convolve
 
     n = neighbors.n_nodes
-    sums = convolve(x, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message)
+    sums = convolve(
+        sources, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message
+    )
     y = torch.mm(sums.view(n, -1), w.after)
     y.addmm_(split(x, n, channels)[0], w.skip)
     hidden = []
     for layer in w.layers[:-1]:
         hidden.append(torch.mm(y, layer))
         y = silu(hidden[-1])
-    return torch.mm(y, w.layers[-1]).view(-1), (x, *hidden)
+    return torch.mm(y, w.layers[-1]).view(-1), (sources, *hidden)
 
 
 def backward(
@@ -101,14 +104,14 @@ def backward(
     from mlip.ops.cpu.library import convolve_backward
 
     n = neighbors.n_nodes
-    x, *hidden = kept
+    sources, *hidden = kept
     slope = torch.mm(gradient.view(n, -1), w.layers[-1].T)
     for layer, before in zip(reversed(w.layers[:-1]), reversed(hidden), strict=True):
         slope = torch.mm(torch.ops.aten.silu_backward(slope, before), layer.T)
     of_sums = torch.mm(slope, w.after.T).view(-1)
     wanted = [want_features, True, True, False]
     of_x, of_harmonics, of_basis, _ = convolve_backward(
-        x, harmonics, basis, w.kernel, of_sums, neighbors.rowptr, neighbors.source, w.message,
+        sources, harmonics, basis, w.kernel, of_sums, neighbors.rowptr, neighbors.source, w.message,
         wanted,
     )  # fmt: skip
     if want_features:
