@@ -11,7 +11,8 @@
 #include "convolution_tile.cuh"
 
 // A block for each atom and BLOCK channels. With RADIAL > 0 weights are sums over radial functions,
-// w = sum_r radial[e, r] kernel[r, :], made as they are needed.
+// w = sum_r radial[e, r] kernel[r, :], made as they are needed; the kernel is kept in shared memory if it
+// fits there, KEPT.
 template <typename T>
 __global__ void __launch_bounds__(BLOCK) convolution_forward(
     const T* __restrict__ features, const T* __restrict__ harmonics, const T* __restrict__ radial,
@@ -19,13 +20,13 @@ __global__ void __launch_bounds__(BLOCK) convolution_forward(
     const long long* __restrict__ source, T* __restrict__ out, int n_atoms) {
   SHARED_DYN(T, matrices);                             // [TILE, STRIDE]
   T* const functions = matrices + TILE<T> * STRIDE;    // [TILE, RADIAL]
-  T* const columns = functions + TILE<T> * RADIAL;     // [RADIAL, PATHS, BLOCK]
+  T* const columns = functions + TILE<T> * RADIAL;     // [RADIAL, PATHS, BLOCK] if KEPT
   const size_t atom = blockIdx.x;
   const int c = blockIdx.y * BLOCK + threadIdx.x;
   const bool on = c < CHANNELS;
   const T* const x_first = features + (size_t)BEFORE * n_atoms + c;
 
-  if constexpr (RADIAL > 0) {  // each thread reads its own column only
+  if constexpr (KEPT<T>) {  // each thread reads its own column only
     for (int i = 0; on && i < RADIAL * PATHS; ++i) {
       const size_t place = (size_t)(i / PATHS) * WEIGHTS + FIRST_WEIGHT + (i % PATHS) * CHANNELS + c;
       columns[i * BLOCK + threadIdx.x] = kernel[place];
@@ -57,7 +58,10 @@ __global__ void __launch_bounds__(BLOCK) convolution_forward(
         T w = 0;
 #pragma unroll
         for (int r = 0; r < RADIAL; ++r) {
-          w += functions[t * RADIAL + r] * columns[(r * PATHS + path) * BLOCK + threadIdx.x];
+          const T* const from_radial = KEPT<T>
+              ? columns + (r * PATHS + path) * BLOCK + threadIdx.x
+              : kernel + r * WEIGHTS + FIRST_WEIGHT + path * CHANNELS + c;
+          w += functions[t * RADIAL + r] * *from_radial;
         }
         return w;
       };
@@ -68,8 +72,6 @@ __global__ void __launch_bounds__(BLOCK) convolution_forward(
     for_rows(n_atoms, atom, [&](int row, size_t place) { out[place + c] = sum[row]; });
   }
 }
-
-constexpr int power_of_two(int n) { return n > 1 ? 2 * power_of_two((n + 1) / 2) : 1; }
 
 // A block for each atom. Gradients by weights go to of_radial [E, WEIGHTS], those by features of
 // each edge to of_edges [E, DIM, CHANNELS]; by harmonics, and with RADIAL > 0 by radial functions,
@@ -94,14 +96,12 @@ __global__ void __launch_bounds__(BLOCK) convolution_backward(
     for (int t = 0; t < count; ++t) {
       const size_t e = first + t;
       const size_t atom_first = (size_t)BEFORE * n_atoms + (size_t)source[e] * (DIM * CHANNELS);
-      T dy[32], functions[power_of_two(RADIAL)], of_functions[power_of_two(RADIAL)];
+      T dy[32], functions[SUMS], of_functions[SUMS];
 #pragma unroll
       for (int j = 0; j < 32; ++j) dy[j] = 0;
 #pragma unroll
-      for (int r = 0; r < power_of_two(RADIAL); ++r) {
-        functions[r] = r < RADIAL ? radial[e * RADIAL + r] : T(0);
-        of_functions[r] = 0;
-      }
+      for (int r = 0; r < SUMS; ++r) of_functions[r] = 0;
+      read_functions(radial, e, functions);
       for (int c = threadIdx.x; c < CHANNELS; c += BLOCK) {
         T x[DIM], g[ROWS], dx[DIM];
 #pragma unroll
@@ -113,21 +113,13 @@ __global__ void __launch_bounds__(BLOCK) convolution_backward(
         const size_t place = (RADIAL ? 0 : e * WEIGHTS) + FIRST_WEIGHT + c;
         const auto weight = [&](int path) -> T {
           if constexpr (RADIAL == 0) return __ldcs(radial + place + path * CHANNELS);
-          T w = 0;
-#pragma unroll
-          for (int r = 0; r < RADIAL; ++r) {
-            w += functions[r] * kernel[r * WEIGHTS + place + path * CHANNELS];
-          }
-          return w;
+          return weight_of(functions, kernel + place + path * CHANNELS);
         };
         const auto slope = [&](int path, T value) {
           if constexpr (RADIAL == 0) {
             if (want_edges) __stcs(of_radial + place + path * CHANNELS, value);
           }
-#pragma unroll
-          for (int r = 0; r < RADIAL; ++r) {
-            of_functions[r] += value * kernel[r * WEIGHTS + place + path * CHANNELS];
-          }
+          add_functions(value, kernel + place + path * CHANNELS, of_functions);
         };
         add_slopes(matrices + t * STRIDE, x, g, weight, slope, dx, dy);
         if (want_features) {
@@ -144,19 +136,9 @@ __global__ void __launch_bounds__(BLOCK) convolution_backward(
       }
     }
     __syncthreads();
-    const auto add_warps = [&](int t, int j, T& out) {
-      T total = add ? out : T(0);
-      for (int w = 0; w < warps; ++w) total += parts[(t * warps + w) * WIDTH + j];
-      out = total;
-    };
-    for (int i = threadIdx.x; want_edges && i < count * HARMONICS; i += BLOCK) {
-      add_warps(i / HARMONICS, i % HARMONICS, of_harmonics[first * HARMONICS + i]);
-    }
-    if constexpr (RADIAL > 0) {
-      for (int i = threadIdx.x; want_edges && i < count * RADIAL; i += BLOCK) {
-        add_warps(i / RADIAL, HARMONICS + i % RADIAL, of_radial[first * RADIAL + i]);
-      }
-    }
+    const int n = want_edges ? count : 0;
+    write_sums<HARMONICS, WIDTH>(parts, n, add, first, of_harmonics);
+    if constexpr (RADIAL > 0) write_sums<RADIAL, WIDTH>(parts + HARMONICS, n, add, first, of_radial);
   }
 }
 

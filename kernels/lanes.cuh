@@ -16,6 +16,7 @@ __device__ __forceinline__ void unrolled(F&& f) {
   }
 }
 
+constexpr int power_of_two(int n) { return n > 1 ? 2 * power_of_two((n + 1) / 2) : 1; }
 constexpr int halvings(int n) { return n > 1 ? 1 + halvings(n / 2) : 0; }
 
 // Sums N values, a power of two, over 32 lanes: lane i returns the sum of all values[i % N]. A lane keeps

@@ -30,7 +30,7 @@ PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 NAMES = ("out", "features", "harmonics", "radial", "kernel")
 BARRIERS = [
     ("table_sums", 0), ("table_sums", 1), ("table_slopes", 0), ("table_slopes", 1),
-    ("table_slopes", 2), ("table_kernel_slopes", 0), ("table_kernel_slopes", 1),
+    ("table_slopes", 2), ("sum_kernel_slopes", 0), ("sum_kernel_slopes", 1),
 ]  # fmt: skip
 
 

@@ -7,16 +7,20 @@ import torch
 from torch import Tensor
 
 from mlip.ops import ConvolutionSignature
+from mlip.ops.convolution import FEW_RADIAL
 from mlip.ops.cpu.double_backward import packed_double_backward
 from mlip.ops.cpu.library import encode, packed_convolution
-from mlip.ops.cuda import compiler
+from mlip.ops.cuda import compiler, convolution_tables
+from mlip.ops.cuda import double_backward as cuda_second
 from mlip.ops.cuda.double_backward import cuda_double_backward, second_programs
+from tests.ops import test_ops_cuda_convolution
 from tests.ops.host_cuda import BACKWARDS, FORWARDS, SHUFFLED, needs_compiler
 from tests.ops.test_ops_cuda_convolution import (
     ALL_PATHS,
     UNEVEN,
     WIDE,
     Case,
+    Largest,
     relative,
     shipped,
     usage,
@@ -24,6 +28,7 @@ from tests.ops.test_ops_cuda_convolution import (
 
 SMALL = ConvolutionSignature((8, 8), 1, (0, 1), True)
 MANY = ConvolutionSignature((130, 5), 1, (0, 1), True)  # two groups, one of two blocks of channels
+HIGHEST = ConvolutionSignature((4, 0, 0, 3), 4, (0, 1, 4))
 ALL = [True] * 5
 
 
@@ -68,7 +73,9 @@ def second(operator, case: Case, along: list[Tensor | None], wanted: list[bool] 
     ("signature", "n_radial", "given"),
     [
         (UNEVEN, 0, "xYb"), (UNEVEN, 4, "xYbK"), (WIDE, 0, "xYb"), (ALL_PATHS, 3, "Yb"),
-        (UNEVEN, 4, "x"), (UNEVEN, 4, "K"),
+        (UNEVEN, 4, "x"), (UNEVEN, 4, "K"), (UNEVEN, 4, "Y"), (UNEVEN, 4, "b"),
+        (WIDE, FEW_RADIAL, "xYb"), (WIDE, FEW_RADIAL, "Yb"), (MANY, 1, "xYb"),
+        (HIGHEST, 5, "xYb"), (UNEVEN, FEW_RADIAL + 1, "xYbK"), (UNEVEN, FEW_RADIAL + 1, "Y"),
     ],
 )  # fmt: skip
 def test_cuda_kernel_equals_the_definition(on_host, signature, n_radial, given, dtype):
@@ -111,10 +118,41 @@ def test_same_bits_in_every_order_of_threads(on_host):
 
 
 @needs_compiler
-def test_only_what_is_wanted(on_host):
-    on_host()
+@pytest.mark.parametrize("counts", [(0, 300, 1), (1,) * 9, (0, 0, 4, 0)])
+def test_ragged_rows(on_host, monkeypatch, counts):
+    """One atom with many tiles of edges, atoms with one, most of them with none."""
+    monkeypatch.setattr(test_ops_cuda_convolution, "NEIGHBORS", counts)
+    on_host(SHUFFLED)
     case = Case(UNEVEN, torch.float64, 4)
-    along = probes(case, "xYbK")
+    along = probes(case, "xYb")
+    found = second(cuda_double_backward, case, along)
+    for part, expected in zip(found, truth(case, along), strict=True):
+        assert relative(part, expected) < 2e-15
+
+
+@needs_compiler
+@pytest.mark.parametrize("given", ["xYb", "Yb"])
+def test_no_memory_for_edges_paths_and_channels(on_host, monkeypatch, given):
+    """For what a loss of forces asks, with radial functions; it sees weights that are stored."""
+    monkeypatch.setattr(convolution_tables, "COPIES", 1)  # of the kernel: not by number of edges
+    on_host()
+    case = Case(WIDE, torch.float64, FEW_RADIAL)
+    along = probes(case, given)
+    stored = len(case.source) * WIDE.n_weights
+    for few in (FEW_RADIAL, 0):
+        monkeypatch.setattr(cuda_second, "FEW_RADIAL", few)
+        with Largest() as largest:
+            second(cuda_double_backward, case, along)
+        assert (largest.numbers < stored) == bool(few)
+
+
+@needs_compiler
+@pytest.mark.parametrize("n_radial", [4, FEW_RADIAL + 1])
+@pytest.mark.parametrize("given", ["Yb", "xY", "xYbK"])
+def test_only_what_is_wanted(on_host, n_radial, given):
+    on_host()
+    case = Case(UNEVEN, torch.float64, n_radial)
+    along = probes(case, given)
     whole = second(cuda_double_backward, case, along)
     for i in range(5):
         part = second(cuda_double_backward, case, along, [j == i for j in range(5)])
@@ -136,9 +174,10 @@ def test_views_are_inputs_like_any_other(on_host):
 
 
 @needs_compiler
-def test_no_edges(on_host):
+@pytest.mark.parametrize("n_radial", [0, 4])
+def test_no_edges(on_host, n_radial):
     on_host()
-    case = Case(UNEVEN, torch.float64)
+    case = Case(UNEVEN, torch.float64, n_radial)
     case.rowptr = torch.zeros_like(case.rowptr)
     case.source, case.harmonics, case.radial = case.source[:0], case.harmonics[:0], case.radial[:0]
     found = second(cuda_double_backward, case, probes(case, "xYb"))
@@ -151,7 +190,7 @@ KERNEL = "convolution_double_backward.cu"
 MISTAKES = {
     "barrier after matrices": ("__syncthreads();\n      for (int t = 0", "for (int t = 0"),
     "barrier before sums over warps": (
-        "__syncthreads();\n      for (int i = threadIdx.x; of", "for (int i = threadIdx.x; of",
+        "__syncthreads();\n      const bool more", "const bool more",
     ),
     "barrier for some threads": (
         "__syncthreads();\n      for (int t", "if (on) __syncthreads();\n      for (int t",
@@ -162,12 +201,34 @@ MISTAKES = {
 }  # fmt: skip
 
 
+RADIAL_MISTAKES = {
+    "radial functions of the first edge": ("along_radial, e, along", "along_radial, first, along"),
+    "radial functions in the place of cotangents": (
+        "weight_of(along_functions,", "weight_of(functions,",
+    ),
+    "harmonics in the place of radial functions": ("parts + HARMONICS", "parts"),
+    "slopes of weights of the first order": ("add_functions(second", "add_functions(first"),
+    "barrier after tiles of the kernel's gradient": (
+        "__syncthreads();\n      if (!on) continue;\n      for (int t = 0; t < count; ++t) {\n"
+        "        tile.column", "if (!on) continue;\n      for (int t = 0; t < count; ++t) {\n"
+        "        tile.column",
+    ),
+    "features in the place of cotangents": ("apply(products, along_from", "apply(products, from"),
+    "harmonics in the place of cotangents": ("slope_of<B>(s, along_y)", "slope_of<B>(s, y)"),
+    "tiles in one place": ("SECOND ? tile.rest : memory", "memory"),
+    "no first order": ("sum += turned.functions", "sum += 0 * turned.functions"),
+    **MISTAKES,
+}  # fmt: skip
+
+
 @needs_compiler
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_noticed(on_host, name):
-    old, new = MISTAKES[name]
-    assert old in compiler.source(KERNEL)
-    case = Case(MANY, torch.float64)
+@pytest.mark.parametrize(
+    ("name", "n_radial"), [*((name, 0) for name in MISTAKES), *((n, 3) for n in RADIAL_MISTAKES)]
+)
+def test_mistakes_are_noticed(on_host, name, n_radial):
+    old, new = RADIAL_MISTAKES[name]
+    assert old in compiler.source(KERNEL) + compiler.source("convolution_tables.cu")
+    case = Case(MANY, torch.float64, n_radial)
     along = probes(case, "xYb")
     on_host()
     right = second(cuda_double_backward, case, along)
@@ -237,14 +298,22 @@ def test_operator_follows_the_rules_of_torch():
 
 REGISTERS = {"float": 168, "double": 255}
 SPILLS = {"float": 16, "double": 352}  # bytes; in float64 two sets of 28 rows at L = 3
+# The same with 8 radial functions, their cotangents and gradients.
+RADIAL_REGISTERS = {"float": 230, "double": 255}
+RADIAL_SPILLS = {"float": 0, "double": 1200}
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", shipped())
 def test_registers(name, architecture):
     pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
-    for program in second_programs(encode(shipped()[name][0])):
-        for kernel, (stack, spills, registers) in usage(program, architecture).items():
-            real = "double" if kernel.endswith("<double>") else "float"
-            assert registers <= REGISTERS[real], kernel
-            assert max(stack, spills) <= SPILLS[real], kernel
+    signature = encode(shipped()[name][0])
+    for n_radial, most, most_spilled in (
+        (0, REGISTERS, SPILLS),
+        (8, RADIAL_REGISTERS, RADIAL_SPILLS),
+    ):
+        for program in second_programs(signature, n_radial):
+            for kernel, (stack, spills, registers) in usage(program, architecture).items():
+                real = "double" if kernel.endswith("<double>") else "float"
+                assert registers <= most[real], kernel
+                assert max(stack, spills) <= most_spilled[real], kernel

@@ -2,9 +2,8 @@
 
 Kernels of the operators ``mlip::convolution`` and ``mlip::convolution_backward``, which are
 declared and differentiated in ``mlip.ops.cpu.library``. Any number of channels. Weights are made
-from radial functions as they are needed: in the forward pass if the kernel fits in shared memory,
-in the backward pass for up to 16 functions; else they are stored, [E, n_weights]. The gradient by
-the kernel, and degrees above 4, go through ``convolution_tables``.
+from up to 16 radial functions as they are needed; with more they are stored, [E, n_weights]. The
+gradient by the kernel, and degrees above 4, go through ``convolution_tables``.
 """
 
 from __future__ import annotations
@@ -70,6 +69,13 @@ def table_inputs(
     )  # fmt: skip
 
 
+def stored_if_many(radial: Tensor, kernel: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Radial functions and kernel if they are few, else weights [E, n_weights] and None."""
+    if kernel is None or 0 < len(kernel) <= FEW_RADIAL:
+        return radial, kernel
+    return radial @ kernel, None
+
+
 @packed_convolution.register_kernel("cuda")
 def convolve(
     features: Tensor,
@@ -88,23 +94,18 @@ def convolve(
         return tables.forward(table_inputs(*arguments), signature)
     n_atoms = len(rowptr) - 1
     out = features.new_empty(shape.out_size(n_atoms))
-    n_radial = 0 if kernel is None else radial.shape[1]
-    itemsize = features.element_size()
-    if kernel is not None and not all(
-        g.group.fits(itemsize) for g in programs(signature, n_radial)
-    ):
-        radial, kernel, n_radial = radial @ kernel, None, 0
+    radial, kernel = stored_if_many(radial, kernel)
     given = (
         features.contiguous(), harmonics.contiguous(), radial.contiguous(),
         radial if kernel is None else kernel.contiguous(), rowptr.contiguous(),
         source.contiguous(), out, n_atoms,
     )  # fmt: skip
-    for each in programs(signature, n_radial):
+    for each in programs(signature, 0 if kernel is None else len(kernel)):
         group = each.group
         each.program.launch(
             "convolution_forward", features.dtype,
             (n_atoms, -(-group.channels // group.block)), group.block,
-            group.shared_bytes(itemsize, backward=False), given,
+            group.shared_bytes(features.element_size(), backward=False), given,
         )  # fmt: skip
     return out
 
@@ -163,9 +164,7 @@ def _backward_written_out(
     signature: str,
     wanted: Sequence[bool],
 ) -> Gradients:
-    n_radial = 0 if kernel is None else len(kernel)
-    fused = kernel if 0 < n_radial <= FEW_RADIAL else None
-    weights = radial if kernel is None or fused is not None else radial @ kernel
+    weights, fused = stored_if_many(radial, kernel)
     edges = wanted[1] or wanted[2] or (wanted[3] and fused is None)
     empty = features.new_empty(0)
     of_features = features.new_zeros(features.shape) if wanted[0] else empty
@@ -176,7 +175,7 @@ def _backward_written_out(
         empty if fused is None else fused.contiguous(), gradient.contiguous(), rowptr.contiguous(),
         source.contiguous(),
     )  # fmt: skip
-    each_degree = programs(signature, 0 if fused is None else n_radial)
+    each_degree = programs(signature, 0 if fused is None else len(fused))
     for i, each in enumerate(each_degree):
         _launch_backward(each, inputs, of_features, of_harmonics, of_weights, i > 0)
     if not each_degree:

@@ -59,23 +59,28 @@ class Group:
 
     def tile(self, itemsize: int) -> int:
         """Edges whose matrices are in shared memory at a time."""
-        return _largest_tile(itemsize, self.stride + self.n_radial, self._columns())
+        return _largest_tile(itemsize, self.stride + self.n_radial, self._columns(itemsize))
 
     def backward_tile(self, itemsize: int) -> int:
         """The same in the backward pass."""
         return _largest_tile(itemsize, self._backward_numbers())
 
-    def _columns(self) -> int:
-        """Numbers of the kernel of radial functions that the forward pass keeps."""
+    def kept(self, itemsize: int) -> bool:
+        """Whether the forward pass keeps its columns of the kernel in shared memory."""
+        numbers = self._kernel_numbers() + self.stride + self.n_radial  # of one edge at least
+        return self.n_radial > 0 and itemsize * numbers <= SHARED_BYTES
+
+    def _kernel_numbers(self) -> int:
+        """Numbers of the kernel of radial functions for the channels of a block."""
         return self.n_radial * len(self.couplings) * self.block
+
+    def _columns(self, itemsize: int) -> int:
+        """Those that the forward pass keeps."""
+        return self._kernel_numbers() if self.kept(itemsize) else 0
 
     def _backward_numbers(self) -> int:
         """Numbers of an edge: matrices, sums of each warp for harmonics and radial functions."""
         return self.stride + self.warp_sums + self.n_radial * self.block // 32
-
-    def fits(self, itemsize: int) -> bool:
-        """Whether the fused forward pass has the shared memory that it needs."""
-        return self.shared_bytes(itemsize, backward=False) <= SHARED_BYTES
 
     def second_tile(self, itemsize: int) -> int:
         """Edges whose two matrices are in shared memory at a time, for second derivatives."""
@@ -86,15 +91,15 @@ class Group:
         return itemsize * self.second_tile(itemsize) * self._second_numbers()
 
     def _second_numbers(self) -> int:
-        """Numbers of an edge: two sets of matrices, and a sum of each warp for each harmonic."""
-        return 2 * self.stride + self.warp_sums
+        """Numbers of an edge: two sets of matrices, and the sums of each warp."""
+        return self.stride + self._backward_numbers()
 
     def shared_bytes(self, itemsize: int, backward: bool) -> int:
         """Dynamic shared memory of a block."""
         if backward:
             return itemsize * self.backward_tile(itemsize) * self._backward_numbers()
         each = self.stride + self.n_radial
-        return itemsize * (self._columns() + self.tile(itemsize) * each)
+        return itemsize * (self._columns(itemsize) + self.tile(itemsize) * each)
 
     def text(self) -> str:
         """Write the header."""
@@ -126,6 +131,9 @@ class Group:
             "template <typename T>",
             "constexpr int TILE = sizeof(T) == 4 "
             f"? {self.tile(4)} : {self.tile(8)};  // edges in shared memory",
+            "template <typename T>",
+            "constexpr bool KEPT = sizeof(T) == 4 "
+            f"? {int(self.kept(4))} : {int(self.kept(8))};  // the kernel in shared memory",
             "template <typename T>",
             "constexpr int BACKWARD_TILE = sizeof(T) == 4 "
             f"? {self.backward_tile(4)} : {self.backward_tile(8)};",

@@ -98,15 +98,33 @@ def slope_sizes(found: TablePlan, channels: int, n_radial: int, itemsize: int) -
 
 def kernel_sizes(found: TablePlan, channels: int, n_radial: int, itemsize: int) -> Sizes:
     """Of ``table_kernel_slopes``: a slope for each thread and edge, and the sums."""
+    return _kernel_sizes(found, channels, n_radial, itemsize, 1)
+
+
+def second_kernel_sizes(found: TablePlan, channels: int, n_radial: int, itemsize: int) -> Sizes:
+    """Of ``table_kernel_second``: the same with tiles of the edges and of their cotangents."""
+    return _kernel_sizes(found, channels, n_radial, itemsize, 2)
+
+
+def _kernel_sizes(
+    found: TablePlan, channels: int, n_radial: int, itemsize: int, tiles: int
+) -> Sizes:
     each = found.n_slots + n_radial
-    return _sizes(channels, itemsize, lambda block, tile: tile * (each + block) + n_radial * block)
+    return _sizes(
+        channels,
+        itemsize,
+        lambda block, tile: tiles * tile * (each + block) + n_radial * block,
+        tiles,
+    )
 
 
-def _sizes(channels: int, itemsize: int, numbers: Callable[[int, int], int]) -> Sizes:
+def _sizes(
+    channels: int, itemsize: int, numbers: Callable[[int, int], int], tiles: int = 1
+) -> Sizes:
     """Choose a tile, then a block; ``numbers`` is what they need in shared memory."""
     for tile in TILES:
         for block in BLOCKS:
-            shared = 16 * tile + itemsize * numbers(block, tile)
+            shared = 16 * tile * tiles + itemsize * numbers(block, tile)
             if block <= whole_warps(channels, LARGEST_BLOCK) and shared <= SHARED_BYTES:
                 return Sizes(block, tile, shared)
     raise InputError(f"{channels} channels: {TILES[-1]} edges do not fit in shared memory")
@@ -206,20 +224,39 @@ def gradients_by_edges(inputs: Inputs, gradient: Tensor, signature: str) -> tupl
     return of_harmonics, of_radial.sum(0) if inputs.n_radial else of_weights
 
 
-def gradient_by_kernel(inputs: Inputs, gradient: Tensor, signature: str) -> Tensor:
-    """Sum over all edges of b[e, r] times the slope of the weight, by groups of atoms."""
+def gradient_by_kernel(
+    inputs: Inputs, gradient: Tensor, signature: str, along: Inputs | None = None
+) -> Tensor:
+    """Sum over all edges of b[e, r] times the slope of the weight, by groups of atoms.
+
+    Args:
+        inputs: of the convolution.
+        gradient: of its result.
+        signature: see ``mlip.ops.cpu.library.encode``.
+        along: cotangents of the gradients by features (or an empty tensor), harmonics and radial:
+            the gradient of their sum is meant.
+
+    Returns:
+        [n_radial, n_weights].
+    """
     shape = layout(signature)
+    cotangents = () if along is None else (along.features, along.harmonics, along.radial)
+    name, sizes_of = (
+        ("table_kernel_second", second_kernel_sizes)
+        if cotangents
+        else ("table_kernel_slopes", kernel_sizes)
+    )
     copies = min(COPIES, inputs.n_atoms)
     parts = gradient.new_empty(copies, inputs.n_radial, shape.n_weights)
     for degree in shape.degrees:
         which = (signature, degree, False)
         channels, found = shape.channels[degree], plan(*which)
-        sizes = kernel_sizes(found, channels, inputs.n_radial, gradient.element_size())
+        sizes = sizes_of(found, channels, inputs.n_radial, gradient.element_size())
         PROGRAM.launch(
-            "table_kernel_slopes", gradient.dtype,
+            name, gradient.dtype,
             (copies, found.n_paths, -(-channels // sizes.block)), sizes.block, sizes.shared,
             (
-                inputs.features, inputs.harmonics, inputs.radial, gradient,
+                inputs.features, inputs.harmonics, inputs.radial, *cotangents, gradient,
                 *_tables(*which, gradient.dtype, gradient.device), inputs.rowptr, inputs.source,
                 parts, *_numbers(inputs, signature, sizes, found), channels,
             ),

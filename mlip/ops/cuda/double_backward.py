@@ -2,20 +2,24 @@
 
 Kernel of the operator ``mlip::convolution_double_backward``, declared and differentiated in
 ``mlip.ops.cpu.double_backward``. One launch for each input degree, and a sum over the edges that
-leave an atom. Weights made from radial functions, w = b·K, and their derivatives are stored,
-[E, n_weights]. Above degree 4 second derivatives are sums of first ones.
+leave an atom. Weights made from up to 16 radial functions, w = b·K, are made as they are needed,
+and the gradient by K goes through ``convolution_tables``; with more functions weights and their
+derivatives are stored, [E, n_weights]. Terms of cotangents of the gradient by K, which no loss of
+forces has, and all terms above degree 4 are forward and backward passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from mlip.ops.convolution import FEW_RADIAL
 from mlip.ops.cpu.double_backward import (
+    N_ARGUMENTS,
     Arguments,
     Graph,
     add,
@@ -24,12 +28,14 @@ from mlip.ops.cpu.double_backward import (
     sum_of_passes,
 )
 from mlip.ops.cpu.library import check_shapes, layout
+from mlip.ops.cuda import convolution_tables as tables
 from mlip.ops.cuda.convolution import (
     GroupProgram,
     convolve,
     convolve_backward,
     programs,
     sum_of_sources,
+    table_inputs,
     written_out,
 )
 from mlip.ops.cuda.program import Program
@@ -38,58 +44,12 @@ Optional = Tensor | None
 
 
 @lru_cache(maxsize=256)
-def second_programs(signature: str) -> tuple[Program, ...]:
+def second_programs(signature: str, n_radial: int) -> tuple[Program, ...]:
     """The kernel of each input degree; compiled when it is first launched."""
     return tuple(
         Program("convolution_double_backward.cu", {"convolution_table.h": each.group.text()})
-        for each in programs(signature, 0)
+        for each in programs(signature, n_radial)
     )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weights of edges, and what their derivatives mean for radial functions and kernel.
-
-    given, along: w and its cotangent, [E, n_weights].
-    """
-
-    radial: Tensor
-    kernel: Optional
-    along_radial: Optional
-    along_kernel: Optional
-
-    def given(self) -> Tensor:
-        """w = b·K."""
-        return self.radial if self.kernel is None else self.radial @ self.kernel
-
-    def along(self) -> Optional:
-        """w' = b'·K + b·K'."""
-        if self.kernel is None:
-            return self.along_radial
-        total: list[Optional] = [None]
-        if self.along_radial is not None:
-            add(total, [self.along_radial @ self.kernel])
-        if self.along_kernel is not None:
-            add(total, [self.radial @ self.along_kernel])
-        return total[0]
-
-    def derivatives(
-        self, first: Tensor, second: Tensor, wanted: Sequence[bool]
-    ) -> tuple[Optional, Optional]:
-        """Take first and second derivatives by weights to those by radial functions and kernel."""
-        if self.kernel is None:
-            return second, None
-        of_radial: list[Optional] = [None]
-        of_kernel: list[Optional] = [None]
-        if wanted[0]:
-            add(of_radial, [second @ self.kernel.T])
-            if self.along_kernel is not None:
-                add(of_radial, [first @ self.along_kernel.T])
-        if wanted[1]:
-            add(of_kernel, [self.radial.T @ second])
-            if self.along_radial is not None:
-                add(of_kernel, [self.along_radial.T @ first])
-        return of_radial[0], of_kernel[0]
 
 
 @packed_double_backward.register_kernel("cuda")
@@ -124,38 +84,113 @@ def second_derivatives(
     graph: Graph,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Compute ``packed_double_backward`` in one pass, without derivatives."""
+    """Compute ``packed_double_backward`` without derivatives, up to degree 4."""
+    kernel, (rowptr, source, signature) = arguments[3], graph
+    check_shapes(layout(signature), *arguments[:4], rowptr, source)
+    *first, along_kernel = along
+    total: list[Optional] = [None] * N_ARGUMENTS
+    if any(cotangent is not None for cotangent in first):
+        many = kernel is not None and not 0 < len(kernel) <= FEW_RADIAL
+        run = _with_stored_weights if many else _one_pass
+        total = run(arguments, first, graph, wanted)
+    if along_kernel is not None:
+        alone = (None, None, None, along_kernel)
+        passes = (convolve, convolve_backward)
+        add(total, sum_of_passes(arguments, alone, graph, wanted, passes))
+    return filled(arguments, total, wanted)
+
+
+def _one_pass(
+    arguments: Arguments, along: Sequence[Optional], graph: Graph, wanted: Sequence[bool]
+) -> list[Optional]:
+    """Differentiate φ for cotangents of features, harmonics and radial; a kernel has few rows."""
+    kernel, gradient = arguments[3:]
+    found = _launches(arguments, along, graph, [*wanted[:3], False, wanted[4]])
+    of_kernel = None
+    if kernel is not None and wanted[3]:
+        inputs = table_inputs(*arguments[:4], *graph)
+        of_kernel = tables.gradient_by_kernel(
+            inputs, gradient.contiguous(), graph[2], _cotangents(inputs, along)
+        )
+    return [*found[:3], of_kernel, found[4]]
+
+
+def _cotangents(inputs: tables.Inputs, along: Sequence[Optional]) -> tables.Inputs:
+    """Cotangents in the place of what they belong to; zeros where there are none."""
+    features, harmonics, radial = along
+    return replace(
+        inputs,
+        features=inputs.features.new_empty(0) if features is None else features.contiguous(),
+        harmonics=_filled(inputs.harmonics, harmonics),
+        radial=_filled(inputs.radial, radial),
+    )
+
+
+def _filled(tensor: Tensor, cotangent: Optional) -> Tensor:
+    return tensor.new_zeros(tensor.shape) if cotangent is None else cotangent.contiguous()
+
+
+def _with_stored_weights(
+    arguments: Arguments, along: Sequence[Optional], graph: Graph, wanted: Sequence[bool]
+) -> list[Optional]:
+    """Do the same for many radial functions: weights and their derivatives are [E, n_weights]."""
+    features, harmonics, radial, kernel, gradient = arguments
+    along_radial, of_radial, of_kernel = along[2], None, None
+    assert kernel is not None
+    along_weights = None if along_radial is None else along_radial @ kernel
+    of_features, of_harmonics, second, first, of_gradient = _launches(
+        (features, harmonics, radial @ kernel, None, gradient),
+        (*along[:2], along_weights),
+        graph,
+        [*wanted[:2], wanted[2] or wanted[3], wanted[3] and along_radial is not None, wanted[4]],
+    )
+    if wanted[2]:
+        of_radial = second @ kernel.T
+    if wanted[3]:
+        of_kernel = radial.T @ second
+        if along_radial is not None:
+            of_kernel = of_kernel + along_radial.T @ first
+    return [of_features, of_harmonics, of_radial, of_kernel, of_gradient]
+
+
+def _launches(
+    arguments: Arguments, along: Sequence[Optional], graph: Graph, wanted: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """Launch the kernel of each input degree.
+
+    Args:
+        arguments: features, harmonics, radial, kernel and gradient; without kernel, radial holds
+            weights.
+        along: cotangents of the first three.
+        graph: rowptr, source, signature.
+        wanted: whether to differentiate by features, harmonics and radial, to make first
+            derivatives by weights, and to differentiate by the gradient.
+
+    Returns:
+        These five; empty if not wanted.
+    """
     features, harmonics, radial, kernel, gradient = arguments
     rowptr, source, signature = graph
-    shape = layout(signature)
-    check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
-    weights = Weights(radial, kernel, *along[2:])
-    empty = features.new_empty(0)
-
-    given = weights.given()
-    of_any_weight = wanted[2] or wanted[3]
-    of_weights = given.new_empty(given.shape) if of_any_weight else empty
-    of_slopes = given.new_empty(given.shape) if of_any_weight and kernel is not None else empty
+    n_radial, empty = 0 if kernel is None else len(kernel), features.new_empty(0)
     found = (  # features of degrees without paths stay zero
         features.new_zeros(features.shape) if wanted[0] else empty,
         harmonics.new_zeros(harmonics.shape) if wanted[1] else empty,
-        of_weights,
-        of_slopes,
+        radial.new_empty(radial.shape) if wanted[2] else empty,
+        radial.new_empty(radial.shape) if wanted[3] else empty,
         gradient.new_empty(gradient.shape) if wanted[4] else empty,
     )
     inputs = [
         empty if tensor is None else tensor.contiguous()
-        for tensor in (
-            features, harmonics, given, gradient, along[0], along[1], weights.along(), rowptr,
-            source,
-        )
-    ]  # fmt: skip
+        for tensor in (features, harmonics, radial, kernel, gradient, *along, rowptr, source)
+    ]
+    each_degree = programs(signature, n_radial)
     for i, (second, each) in enumerate(
-        zip(second_programs(signature), programs(signature, 0), strict=True)
+        zip(second_programs(signature, n_radial), each_degree, strict=True)
     ):
         _launch(second, each, inputs, found, i > 0)
-    of_radial, of_kernel = weights.derivatives(of_slopes, of_weights, wanted[2:4])
-    return filled(arguments, (found[0], found[1], of_radial, of_kernel, found[4]), wanted)
+    if not each_degree:
+        found[2].zero_()
+    return found
 
 
 def _launch(
