@@ -1,6 +1,6 @@
 """Run the CUDA text under ThreadSanitizer and AddressSanitizer, threads as threads of the system.
 
-    make sanitize        (python -m tests.ops.sanitize, two minutes of one processor)
+    make sanitize        (python -m tests.ops.sanitize, five minutes of one processor)
 
 The launches of small cases are written to files with their arguments, and replayed by a program
 without Python, in which every argument is memory of its own. What sanitizers report is an error.
@@ -122,6 +122,8 @@ def record() -> dict[tuple[Program, str], list[bytes]]:
         case.forward()
         case.backward()
         seconds.second(cuda_double_backward, case, seconds.probes(case, "xYbK"))
+        case = convolutions.Case(seconds.MANY, SINGLE)
+        seconds.second(cuda_double_backward, case, seconds.probes(case, "xYb"))
         case = convolutions.Case(tables.SMALL, SINGLE, 3)
         case.forward()
         case.backward()

@@ -157,10 +157,12 @@ def test_only_what_is_wanted(on_host):
 @needs_compiler
 @pytest.mark.parametrize("n_radial", [FEW_RADIAL, 30])
 def test_many_radial_functions_do_not_need_shared_memory(on_host, n_radial):
-    """Their kernel would be 64 KiB; there are no registers for more than 16."""
+    """The kernel of degree 1 would be 80 KiB; there are no registers for more than 16."""
     on_host()
-    case = Case(WIDE, torch.float64, n_radial)
-    assert not programs(case.text, n_radial)[0].group.kept(8)
+    case = Case(ConvolutionSignature((3, 130), 2, (0, 1, 2), True), torch.float64, n_radial)
+    few, many = programs(case.text, n_radial)
+    assert few.group.kept(8)
+    assert not many.group.kept(8)
     out, slopes = case.truth()
     for found, truth in zip([case.forward(), *case.backward()], [out, *slopes], strict=True):
         assert relative(found, truth) < 1e-15
@@ -229,6 +231,17 @@ def test_no_products(on_host, lmax_edge):
     case.radial = torch.ones(44, 4, dtype=torch.float64)
     case.kernel = torch.ones(4, 0, dtype=torch.float64)
     assert case.forward().numel() == 0
+    for found, given in zip(case.backward(), case.inputs, strict=True):
+        assert found.shape == given.shape
+        assert not found.any()
+
+
+@needs_compiler
+def test_no_radial_functions(on_host):
+    on_host()
+    case = Case(UNEVEN, torch.float64, 4)
+    case.radial, case.kernel = case.radial[:, :0], case.kernel[:0]
+    assert not case.forward().any()
     for found, given in zip(case.backward(), case.inputs, strict=True):
         assert found.shape == given.shape
         assert not found.any()

@@ -153,11 +153,13 @@ def test_only_what_is_wanted(on_host, n_radial, given):
     on_host()
     case = Case(UNEVEN, torch.float64, n_radial)
     along = probes(case, given)
-    whole = second(cuda_double_backward, case, along)
-    for i in range(5):
-        part = second(cuda_double_backward, case, along, [j == i for j in range(5)])
-        assert len(part) == 1
-        assert torch.equal(part[0], whole[i])
+    expected = truth(case, along)
+    one = [[j == i for j in range(5)] for i in range(5)]
+    for wanted in [*one, [True, True, True, False, True], [False, True, True, True, True]]:
+        found = second(cuda_double_backward, case, along, wanted)
+        parts = [part for part, want in zip(expected, wanted, strict=True) if want]
+        for part, exact in zip(found, parts, strict=True):
+            torch.testing.assert_close(part, exact, rtol=0, atol=1e-13 * float(exact.norm()))
 
 
 @needs_compiler
@@ -183,6 +185,17 @@ def test_no_edges(on_host, n_radial):
     found = second(cuda_double_backward, case, probes(case, "xYb"))
     assert [t.shape for t in found[1:3]] == [case.harmonics.shape, case.radial.shape]
     assert not any(t.any() for t in found)
+
+
+@needs_compiler
+def test_no_products(on_host):
+    """Nothing couples degree 0 to degree 7."""
+    on_host()
+    case = Case(ConvolutionSignature((2,), 1, (7,)), torch.float64, 4)
+    found = second(cuda_double_backward, case, probes(case, "xYbK"))
+    for part, given in zip(found, (*case.inputs, case.gradient), strict=True):
+        assert part.shape == given.shape
+        assert not part.any()
 
 
 # What the tests must notice: the same text with a mistake in it.

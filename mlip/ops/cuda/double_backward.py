@@ -183,12 +183,10 @@ def _launches(
         empty if tensor is None else tensor.contiguous()
         for tensor in (features, harmonics, radial, kernel, gradient, *along, rowptr, source)
     ]
-    each_degree = programs(signature, n_radial)
-    for i, (second, each) in enumerate(
-        zip(second_programs(signature, n_radial), each_degree, strict=True)
-    ):
+    pairs = zip(second_programs(signature, n_radial), programs(signature, n_radial), strict=True)
+    for i, (second, each) in enumerate(pairs if any(wanted) else ()):
         _launch(second, each, inputs, found, i > 0)
-    if not each_degree:
+    if not layout(signature).degrees:
         found[2].zero_()
     return found
 
