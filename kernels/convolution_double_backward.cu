@@ -8,7 +8,7 @@
 // all in one pass, where sums of forward and backward passes would read everything six times. With
 // RADIAL > 0 weights are made from radial functions b and their cotangents b' as they are needed,
 // w = b K and w' = b' K, and the gradient by w is taken to b. That by K is made elsewhere
-// (convolution_tables.cu).
+// (convolution_kernel_gradient.cu).
 #include "lanes.cuh"
 #include "convolution_table.h"
 #include "convolution_tile.cuh"

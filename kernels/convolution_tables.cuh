@@ -175,3 +175,28 @@ __device__ __forceinline__ void read_harmonics(
     const Tile<T>& tile, const Path& path, const Panel& panel, int t, T (&y)[N]) {
   read_pieces(tile.harmonics + t * path.n_slots + panel.column, y);
 }
+
+// The products P = sum_m3 C g[m3] of a panel, with the rows g of a channel.
+template <int A, int B, typename T>
+__device__ __forceinline__ void contract(
+    const Plan<T>& plan, const Path& path, const Panel& panel, const T* g, T (&products)[A][B]) {
+#pragma unroll
+  for (int i = 0; i < A * B; ++i) products[i / B][i % B] = 0;
+  each_term<A, B>(plan, panel, [&](int i, int j, int m, T factor) {
+    products[i][j] += factor * g[m * path.to.stride];
+  });
+}
+
+// s[j] = sum_i x[i] P[i, j] for the features x of an edge.
+template <int A, int B, typename T>
+__device__ __forceinline__ void apply(
+    const T (&products)[A][B], const T* x, const int (&rows)[A], T (&s)[B]) {
+#pragma unroll
+  for (int j = 0; j < B; ++j) s[j] = 0;
+#pragma unroll
+  for (int i = 0; i < A; ++i) {
+    const T v = x[rows[i]];
+#pragma unroll
+    for (int j = 0; j < B; ++j) s[j] += v * products[i][j];
+  }
+}

@@ -224,10 +224,12 @@ MOST_REGISTERS = {"float": 176, "double": 255}
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_compiles_without_spills(architecture):
+@pytest.mark.parametrize("name", ["PROGRAM", "KERNEL_PROGRAM"])
+def test_compiles_without_spills(name, architecture):
     pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
-    found = usage(convolution_tables.PROGRAM, architecture)
-    assert set(found) == set(convolution_tables.PROGRAM.kernels)
+    program = getattr(convolution_tables, name)
+    found = usage(program, architecture)
+    assert set(found) == set(program.kernels)
     for kernel, (stack, spills, registers) in found.items():
         assert max(stack, spills) == 0, kernel
         assert registers <= MOST_REGISTERS["double" if "double" in kernel else "float"], kernel

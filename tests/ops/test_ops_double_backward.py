@@ -240,7 +240,7 @@ RADIAL_MISTAKES = {
 )
 def test_mistakes_are_noticed(on_host, name, n_radial):
     old, new = RADIAL_MISTAKES[name]
-    assert old in compiler.source(KERNEL) + compiler.source("convolution_tables.cu")
+    assert old in compiler.source(KERNEL) + compiler.source("convolution_kernel_gradient.cu")
     case = Case(MANY, torch.float64, n_radial)
     along = probes(case, "xYb")
     on_host()

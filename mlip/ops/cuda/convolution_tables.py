@@ -1,5 +1,7 @@
 """The convolution of any degrees on CUDA: launches of ``kernels/convolution_tables.cu``.
 
+Gradients by the kernel of radial functions are those of ``kernels/convolution_kernel_gradient.cu``.
+
 One module a precision serves all sets of products. Weights are made from radial functions as they
 are needed, in both directions, if a tile of edges fits in shared memory with them: no memory grows
 with edges × paths × channels.
@@ -22,6 +24,7 @@ from mlip.ops.cuda.slots import slots
 from mlip.ops.cuda.table_plan import TablePlan, tabulate
 
 PROGRAM = Program("convolution_tables.cu", {})
+KERNEL_PROGRAM = Program("convolution_kernel_gradient.cu", {})
 BLOCKS = (128, 64, 32)  # threads
 TILES = (32, 16)  # edges in shared memory at a time
 COPIES = 64  # partial sums of the gradient by a kernel; fixed, so that bits depend on no device
@@ -252,7 +255,7 @@ def gradient_by_kernel(
         which = (signature, degree, False)
         channels, found = shape.channels[degree], plan(*which)
         sizes = sizes_of(found, channels, inputs.n_radial, gradient.element_size())
-        PROGRAM.launch(
+        KERNEL_PROGRAM.launch(
             name, gradient.dtype,
             (copies, found.n_paths, -(-channels // sizes.block)), sizes.block, sizes.shared,
             (
