@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlip.errors import InputError
 from mlip.ops import ConvolutionSignature
 from mlip.ops.cpu.library import encode, layout
 from mlip.ops.cuda import convolution, convolution_tables
@@ -14,7 +15,16 @@ from mlip.ops.cuda.convolution import table_inputs
 from mlip.ops.cuda.double_backward import cuda_double_backward
 from mlip.ops.cuda.table_plan import tabulate
 from tests.ops.host_cuda import SHUFFLED, needs_compiler, same_bits, without_barrier
-from tests.ops.test_ops_cuda_convolution import ALL_PATHS, HIGH, UNEVEN, Case, relative, usage
+from tests.ops.test_ops_cuda_convolution import (
+    ALL_PATHS,
+    HIGH,
+    MANY_PATHS,
+    UNEVEN,
+    Case,
+    Largest,
+    relative,
+    usage,
+)
 from tests.ops.test_ops_double_backward import probes, second, truth
 
 SIGNATURES = {
@@ -137,6 +147,39 @@ def test_any_number_of_radial_functions(on_host, n_radial):
     out, slopes = case.truth()
     for part, exact in zip(results(case).values(), (out, *slopes), strict=True):
         assert relative(part, exact) < 1e-15
+    along = probes(case, "xYbK")
+    for part, exact in zip(
+        second(cuda_double_backward, case, along), truth(case, along), strict=True
+    ):
+        assert relative(part, exact) < 2e-15
+
+
+@needs_compiler
+def test_second_derivatives_need_no_memory_for_edges_paths_and_channels(on_host, monkeypatch):
+    monkeypatch.setattr(convolution_tables, "COPIES", 1)  # of the kernel: not by number of edges
+    on_host()
+    case = Case(MANY_PATHS, torch.float64, 4)
+    along = probes(case, "xYb")
+    for stored in (False, True):
+        if stored:
+            monkeypatch.setattr(convolution_tables, "fits", lambda *_: False)
+        with Largest() as largest:
+            second(cuda_double_backward, case, along)
+        assert (largest.numbers >= len(case.source) * MANY_PATHS.n_weights) == stored
+
+
+@needs_compiler
+def test_kernel_alone_is_wanted(on_host):
+    """Of second derivatives; a wrong shape is named where no other pass would look at it."""
+    on_host()
+    case = Case(SMALL, torch.float64, 4)
+    along = probes(case, "xYbK")
+    only_kernel = [False, False, False, True, False]
+    (found,) = second(cuda_double_backward, case, along, only_kernel)
+    assert relative(found, truth(case, along)[3]) < 2e-15
+    case.harmonics = case.harmonics[:, :4]
+    with pytest.raises(InputError, match="harmonics do not fit"):
+        second(cuda_double_backward, case, along, only_kernel)
 
 
 @needs_compiler

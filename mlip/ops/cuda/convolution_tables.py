@@ -143,7 +143,7 @@ def fits(signature: str, n_radial: int, itemsize: int) -> bool:
             channels = shape.channels[degree]
             for backward in (False, True):
                 sum_sizes(plan(signature, degree, backward), channels, n_radial, itemsize)
-            for sizes in (slope_sizes, kernel_sizes):
+            for sizes in (slope_sizes, second_kernel_sizes):
                 sizes(plan(signature, degree, False), channels, n_radial, itemsize)
     except InputError:
         return False

@@ -5,7 +5,7 @@ Kernel of the operator ``mlip::convolution_double_backward``, declared and diffe
 leave an atom. Weights made from up to 16 radial functions, w = b·K, are made as they are needed,
 and the gradient by K goes through ``convolution_tables``; with more functions weights and their
 derivatives are stored, [E, n_weights]. Terms of cotangents of the gradient by K, which no loss of
-forces has, and all terms above degree 4 are forward and backward passes.
+forces has, and other derivatives than by K above degree 4 are forward and backward passes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from mlip.ops.cuda.convolution import (
 from mlip.ops.cuda.program import Program
 
 Optional = Tensor | None
+PASSES = (convolve, convolve_backward)
 
 
 @lru_cache(maxsize=256)
@@ -74,8 +75,8 @@ def cuda_double_backward(
     graph = (rowptr, source, signature)
     if written_out(layout(signature)):
         return second_derivatives(arguments, along, graph, wanted)
-    passes = (convolve, convolve_backward)
-    return filled(arguments, sum_of_passes(arguments, along, graph, wanted, passes), wanted)
+    check_shapes(layout(signature), *arguments[:4], rowptr, source)
+    return filled(arguments, _several_passes(arguments, along, graph, wanted), wanted)
 
 
 def second_derivatives(
@@ -95,35 +96,47 @@ def second_derivatives(
         total = run(arguments, first, graph, wanted)
     if along_kernel is not None:
         alone = (None, None, None, along_kernel)
-        passes = (convolve, convolve_backward)
-        add(total, sum_of_passes(arguments, alone, graph, wanted, passes))
+        add(total, sum_of_passes(arguments, alone, graph, wanted, PASSES))
     return filled(arguments, total, wanted)
+
+
+def _several_passes(
+    arguments: Arguments, along: Sequence[Optional], graph: Graph, wanted: Sequence[bool]
+) -> list[Optional]:
+    """Differentiate φ by forward and backward passes, by a kernel that fits in one launch."""
+    kernel, gradient = arguments[3:]
+    fits = kernel is not None and tables.fits(graph[2], len(kernel), gradient.element_size())
+    once = wanted[3] and fits
+    others = [*wanted[:3], wanted[3] and not once, wanted[4]]
+    total = sum_of_passes(arguments, along, graph, others, PASSES)
+    if once:
+        total[3] = _by_kernel(arguments, along[:3], graph)
+    return total
 
 
 def _one_pass(
     arguments: Arguments, along: Sequence[Optional], graph: Graph, wanted: Sequence[bool]
 ) -> list[Optional]:
     """Differentiate φ for cotangents of features, harmonics and radial; a kernel has few rows."""
-    kernel, gradient = arguments[3:]
     found = _launches(arguments, along, graph, [*wanted[:3], False, wanted[4]])
-    of_kernel = None
-    if kernel is not None and wanted[3]:
-        inputs = table_inputs(*arguments[:4], *graph)
-        of_kernel = tables.gradient_by_kernel(
-            inputs, gradient.contiguous(), graph[2], _cotangents(inputs, along)
-        )
+    by_kernel = wanted[3] and arguments[3] is not None
+    of_kernel = _by_kernel(arguments, along, graph) if by_kernel else None
     return [*found[:3], of_kernel, found[4]]
 
 
-def _cotangents(inputs: tables.Inputs, along: Sequence[Optional]) -> tables.Inputs:
-    """Cotangents in the place of what they belong to; zeros where there are none."""
+def _by_kernel(arguments: Arguments, along: Sequence[Optional], graph: Graph) -> Optional:
+    """Gradient by the kernel for cotangents of features, harmonics and radial; None: it is zero."""
     features, harmonics, radial = along
-    return replace(
+    if features is None and harmonics is None and radial is None:
+        return None
+    inputs = table_inputs(*arguments[:4], *graph)
+    cotangents = replace(
         inputs,
         features=inputs.features.new_empty(0) if features is None else features.contiguous(),
         harmonics=_filled(inputs.harmonics, harmonics),
         radial=_filled(inputs.radial, radial),
     )
+    return tables.gradient_by_kernel(inputs, arguments[4].contiguous(), graph[2], cotangents)
 
 
 def _filled(tensor: Tensor, cotangent: Optional) -> Tensor:
