@@ -68,7 +68,8 @@ def convolution_passes(
     inputs.append(randn(n_edges, n_radial or signature.n_weights))
     inputs += [randn(n_radial, signature.n_weights)] if n_radial else []
     given = inputs if n_radial else [*inputs, None]
-    along = [None if tensor is None else torch.randn_like(tensor) for tensor in given]
+    cotangents = [*map(torch.randn_like, inputs[:3])]  # those that a force loss has
+    along = [*cotangents, None]
     graph = (edges.rowptr, edges.source, encode(signature))
     wanted = [tensor is not None for tensor in given]
 
@@ -90,7 +91,10 @@ def convolution_passes(
         return first, [*leaves, gradient]
 
     def plain_slopes(cotangents: list[Tensor], twice: bool) -> object:
-        return torch.autograd.grad(*recorded(twice), cotangents, retain_graph=True)
+        outputs, leaves = recorded(twice)
+        return torch.autograd.grad(
+            outputs[: len(cotangents)], leaves, cotangents, retain_graph=True
+        )
 
     g = packed_convolution(*given, *graph)
     g = torch.randn_like(g)
@@ -107,7 +111,7 @@ def convolution_passes(
         Pass(
             "second derivatives",
             lambda: packed_double_backward(*given, g, *along, *graph, [*wanted, True]),
-            lambda: plain_slopes(along[: len(inputs)], True), 3 * held + 2 * g.nbytes,
+            lambda: plain_slopes(cotangents, True), 3 * held + 2 * g.nbytes,
         ),
     ]  # fmt: skip
 

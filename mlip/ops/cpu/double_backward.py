@@ -8,8 +8,7 @@ the first four. For cotangents of these, second derivatives are gradients of
 
 and third ones replace two arguments. On the CPU one pass makes the terms of features, harmonics
 and radial, what a force loss asks for (``second_text.py``); other terms, and all of them above
-degree 4, are forward and backward passes. On CUDA one kernel makes all, up to degree 4
-(``mlip.ops.cuda.double_backward``).
+degree 4, are forward and backward passes. On CUDA see ``mlip.ops.cuda.double_backward``.
 """
 
 from __future__ import annotations
