@@ -22,9 +22,11 @@ from mlip.ops.backend import CHANNEL_BLOCK
 class ElementWeights(NamedTuple):
     """Weights of a block whose messages are summed by element.
 
-    features: [S, width], what the new convolution takes from an atom of each element.
+    made_of: those of the block. features: [S, width], what the new convolution takes from an atom
+    of each element.
     """
 
+    made_of: Weights
     weights: Weights
     features: Tensor
 
@@ -70,4 +72,4 @@ def weights_of_elements(
         kernel=unit.repeat(1, len(signature.paths)),
         after=tuple(matrices),
     )
-    return ElementWeights(changed, features)
+    return ElementWeights(weights, changed, features)

@@ -76,12 +76,12 @@ def _by_elements(block: FacetBlock, x: Features, edges: Edges, name: str) -> Fea
     width = facet_elements.width_of(len(present), edges.basis.shape[1], table.dtype)
     if not isinstance(own.weights, facet_product_block.Weights) or width >= table.shape[1]:
         return None
-    cache = block.prepared_elements.get([*block.parameters(), table], dict)
-    if present not in cache:
+    cache = block.prepared_elements.get([table], dict)
+    if present not in cache or cache[present].made_of is not own.weights:
         cache[present] = facet_elements.weights_of_elements(
             own.weights, block.signature, table, present
         )
-    weights, features = cache[present]
+    _, weights, features = cache[present]
     own = own._replace(weights=weights, sources=features[species].flatten())
     x = tuple(part.detach() for part in x)
 
