@@ -5,6 +5,7 @@ Energies are seen once, in any number; what is kept grows with the number of ele
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -138,12 +139,15 @@ class References:
     def lines(self) -> list[str]:
         """Report one line for all and one per element."""
         text = [
-            f"  {chemical_symbols[z]:2s} {energy:14.6f} eV   residual "
-            f"{self.rmse_of_element[z]:8.4f} eV/atom"
+            f"  {chemical_symbols[z]:2s} {energy:14.6f} eV   {residual(self.rmse_of_element[z])}"
             for z, energy in self.energies.items()
         ]
-        title = f"reference energies ({self.source}), residual RMSE {self.rmse:.4f} eV/atom:"
-        return [title, *text]
+        return [f"reference energies ({self.source}), {residual(self.rmse)}:", *text]
+
+
+def residual(rmse: float) -> str:
+    """Say what references leave unexplained, eV/atom; NaN: nothing was there to explain."""
+    return "no energies" if math.isnan(rmse) else f"residual RMSE {rmse:.4f} eV/atom"
 
 
 def fit_references(found: EnergyStatistics, elements: Sequence[int]) -> dict[int, float]:

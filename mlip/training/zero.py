@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from mlip.training.references import (
     fit_references,
     given_references,
     isolated_references,
+    residual,
     residual_rmse,
     summarise,
 )
@@ -56,9 +56,8 @@ class Zero:
         text = self.references.lines()
         if len(self.rmse) > 1:
             for name, rmse in self.rmse.items():
-                found = "no energies" if math.isnan(rmse) else f"residual {rmse:.4f} eV/atom"
                 how = f", own zero ({self.own[name].source})" if name in self.own else ""
-                text.append(f"  set {name}: {found}{how}")
+                text.append(f"  set {name}: {residual(rmse)}{how}")
         return text
 
 

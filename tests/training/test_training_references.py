@@ -142,6 +142,6 @@ def test_a_set_without_energies_is_told_so() -> None:
     common = summarise({29: -3.7}, EnergyCollector().result(), "given")
     told = Zero(common, "total", {}, {"crystals": 0.25, "forces only": math.nan}).lines()
     assert told[-2:] == [
-        "  set crystals: residual 0.2500 eV/atom",
+        "  set crystals: residual RMSE 0.2500 eV/atom",
         "  set forces only: no energies",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,24 @@ def test_partial_labels_train_and_forces_only_too(
     molecule.calc = SinglePointCalculator(molecule, energy=1.0)
     write(tmp_path / "forces.extxyz", frames)
     write(tmp_path / "mixed.extxyz", [*frames, molecule, molecule])
-    for name in ("forces", "mixed"):
+    zero = {
+        "forces": [
+            "reference energies (fitted), no energies:",
+            "  Cu       0.000000 eV   no energies",
+            "  Au       0.000000 eV   no energies",
+        ],
+        "mixed": [
+            "reference energies (fitted), residual RMSE 0.0000 eV/atom:",
+            "  Cu       0.500000 eV   residual RMSE 0.0000 eV/atom",
+            "  Au       0.500000 eV   no energies",
+        ],
+    }
+    for name, lines in zero.items():
         path = str(tmp_path / f"{name}.extxyz")
         config = settings(data={"train": path, "valid": path}, out=str(tmp_path / name))
-        result = train(build_config(config), console=QUIET)
+        printed = Console(file=StringIO(), width=200)
+        result = train(build_config(config), console=printed)
+        assert "\n".join(lines) in printed.file.getvalue()
         assert np.isfinite(result.metrics["valid_loss"])
         assert np.isfinite(result.metrics["valid_forces_mae_meV_per_A"])
         assert np.isnan(result.metrics["valid_stress_mae_GPa"])
