@@ -24,6 +24,7 @@ from mlip.errors import InputError
 from mlip.ops.convolution import Features
 
 Backend = Literal["auto", "torch", "numba", "cuda"]
+Check = Callable[[], tuple[float, float] | float]
 
 CHECK_EDGES = 512
 CHANNEL_BLOCK = {torch.float32: 16, torch.float64: 8}  # channels of one vector
@@ -133,7 +134,7 @@ def use_kernel(
     backend: Backend,
     signature: Hashable,
     tensors: list[Tensor],
-    check: Callable[[], tuple[float, float]],
+    check: Check,
     numba: str | None = None,
     cuda: str | None = None,
     otherwise: str = "plain PyTorch",
@@ -144,9 +145,9 @@ def use_kernel(
         backend: what was asked for.
         signature: the operator and its shapes; what ``str`` makes of it stands in messages.
         tensors: all inputs that carry gradients.
-        check: computes the worst relative error against float64 of the kernel and of plain
-            PyTorch on a part of the inputs, or the difference of the two and zero; called at most
-            once for each set of shapes.
+        check: computes the worst relative error against float64 of the kernel and of what runs
+            otherwise on a part of the inputs, or the relative difference of the two, where nothing
+            better is at hand; called at most once for each set of shapes.
         numba: why the CPU kernel does not cover the signature, if so.
         cuda: why no CUDA kernel covers it, if so.
         otherwise: what runs instead of the kernel and is compared with it.
@@ -217,29 +218,37 @@ def _checked(
     dtype: torch.dtype,
     device: str,
     otherwise: str,
-    check: Callable[[], tuple[float, float]],
+    check: Check,
 ) -> str | None:
     """Compare once; log what was found in one line."""
     kernel = f"{device.upper()} kernel"
     name = _name(signature, dtype)
     start = time.perf_counter()
     try:
-        error, plain = check()
-        reason = None
-        if not error <= TOLERANCE[dtype]:
-            reason = f"its relative error is {error:.1e} ({otherwise}: {plain:.1e})"
+        agrees, said = _judged(check(), dtype, otherwise)
+        reason = None if agrees else said
     except Exception as failure:  # whatever a compiler may raise on an unknown machine
         reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
     if reason is None:
         seconds = time.perf_counter() - start
         logger.info(
-            "%s: %s, relative error %.1e (%s %.1e), ready after %.1f s",
-            name, kernel, error, otherwise, plain, seconds,
+            "%s: %s, %s, ready after %.1f s",
+            name, kernel, said, seconds,
             extra={"seconds": seconds},
         )  # fmt: skip
     else:
-        logger.warning("%s: %s instead of the %s, because %s", name, otherwise, kernel, reason)
+        logger.warning("%s: %s instead of the %s: %s", name, otherwise, kernel, reason)
     return reason
+
+
+def _judged(
+    found: tuple[float, float] | float, dtype: torch.dtype, otherwise: str
+) -> tuple[bool, str]:
+    """Whether what a comparison found is within the tolerance, and what it found."""
+    if isinstance(found, float):  # both sides err
+        return found <= 2 * TOLERANCE[dtype], f"relative difference from {otherwise} {found:.1e}"
+    error, plain = found
+    return error <= TOLERANCE[dtype], f"relative error {error:.1e} ({otherwise} {plain:.1e})"
 
 
 def compare(

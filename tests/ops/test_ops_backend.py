@@ -112,6 +112,25 @@ def test_a_wrong_kernel_is_not_used(caplog, monkeypatch):
     assert torch.equal(found, summed("torch"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_difference_of_two_that_err_may_be_twice_an_error(dtype):
+    limit = backend.TOLERANCE[dtype]
+    tensors = [torch.ones(1, dtype=dtype)]
+
+    def used(name, found):
+        return backend.use_kernel("auto", name, tensors, lambda: found, otherwise="loops")
+
+    assert used("error below", (0.9 * limit, 1.0))
+    assert not used("error above", (1.1 * limit, 0.0))
+    assert used("difference below", 1.9 * limit)
+    assert not used("difference above", 2.1 * limit)
+    assert not used("difference unknown", float("nan"))
+    told = {name.split(",")[0]: how for name, how in backend.decisions().items()}
+    assert told["error above"] == f"loops: relative error {1.1 * limit:.1e} (loops 0.0e+00)"
+    above = f"loops: relative difference from loops {2.1 * limit:.1e}"
+    assert told["difference above"] == above
+
+
 def test_a_kernel_that_does_not_compile_is_not_used(caplog, monkeypatch):
     def broken(*arguments):  # noqa: ARG001
         raise RuntimeError("no such instruction")

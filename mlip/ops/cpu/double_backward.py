@@ -129,7 +129,7 @@ def agrees(arguments: Arguments, graph: Graph) -> bool:
         "auto",
         OnePass(graph[2]),
         [tensor for tensor in arguments if tensor is not None],
-        lambda: (_difference(arguments, graph), 0.0),
+        lambda: _difference(arguments, graph),
         otherwise="several passes",
     )
 
