@@ -46,12 +46,6 @@ def places(lmax, atoms, n, width, c):
     }
 
 
-def choose_lanes(k, channels, c):
-    """Leave out what lies beyond the last channel."""
-    if PARTIAL:
-        k.use_lanes(channels + c * -1)
-
-
 def entry(l, m):
     return l * (l + 1) // 2 + abs(m)
 
@@ -125,7 +119,7 @@ def shifted(places, by):
 @written
 def circle_products(k, U, TO, S, atoms, n, c, channels, circles):
     """Series of the running products of one atom and block of channels."""
-    choose_lanes(k, channels, c)
+    k.use_lanes(channels - c, PARTIAL)
     first = places(LMAX, atoms, n, channels * ORDER, c)
     with k.loop(circles) as p:
         total = series(k, TO, p * ENTRIES, U, first, LMAX)
@@ -139,7 +133,7 @@ def circle_products(k, U, TO, S, atoms, n, c, channels, circles):
 @written
 def products_of_circles(k, S, FROM, OUT, atoms, n, c, channels, circles):
     """Write the products of one atom and block of channels."""
-    choose_lanes(k, channels, c)
+    k.use_lanes(channels - c, PARTIAL)
     out = places(LMAX_OUT, atoms, n, channels * (ORDER - 1), c)
     sum_circles(k, S, FROM, OUT, out, LMAX_OUT, ORDER - 1, channels, PRODUCT_WAVES, circles)
 
@@ -147,7 +141,7 @@ def products_of_circles(k, S, FROM, OUT, atoms, n, c, channels, circles):
 @written
 def circle_slopes(k, U, G, TO, FROM, S, atoms, n, c, channels, circles):
     """Series of the slopes of the factors of one atom and block of channels."""
-    choose_lanes(k, channels, c)
+    k.use_lanes(channels - c, PARTIAL)
     first = places(LMAX, atoms, n, channels * ORDER, c)
     given = places(LMAX_OUT, atoms, n, channels * (ORDER - 1), c)
     with k.loop(circles) as p:
@@ -175,7 +169,7 @@ def circle_slopes(k, U, G, TO, FROM, S, atoms, n, c, channels, circles):
 @written
 def slopes_of_circles(k, S, TO, DU, atoms, n, c, channels, circles):
     """Write the slopes of the coefficients of one atom and block of channels."""
-    choose_lanes(k, channels, c)
+    k.use_lanes(channels - c, PARTIAL)
     out = places(LMAX, atoms, n, channels * ORDER, c)
     sum_circles(k, S, TO, DU, out, LMAX, ORDER, channels, WAVES, circles)
 

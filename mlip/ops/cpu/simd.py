@@ -52,6 +52,9 @@ class Int:
     def __mul__(self, other: Int | int) -> Int:
         return Int(self.builder, self.builder.mul(self.value, self._value(other)))
 
+    def __sub__(self, other: Int | int) -> Int:
+        return Int(self.builder, self.builder.sub(self.value, self._value(other)))
+
     __radd__, __rmul__ = __add__, __mul__
 
 
@@ -252,12 +255,19 @@ class Writer:
             yield place
         if partial:
             place = self.remainder(count, self.width)
-            self.use_lanes(Int(self.builder, self.builder.sub(count.value, place.value)))
+            self.use_lanes(count - place)
             yield place
             self.mask = None
 
-    def use_lanes(self, count: Int) -> None:
-        """From here on read zeros and write nothing beyond ``count`` lanes."""
+    def use_lanes(self, count: Int, partial: bool = True) -> None:
+        """From here on read zeros and write nothing beyond ``count`` lanes.
+
+        Args:
+            count: may be more than a vector holds.
+            partial: if not, there are always as many lanes, and nothing is looked at.
+        """
+        if not partial:
+            return
         kind = ir.VectorType(INDEX, self.width)
         numbers = ir.Constant(kind, [ir.Constant(INDEX, i) for i in range(self.width)])
         self.mask = self.builder.icmp_signed("<", numbers, self._splat(count.value))

@@ -36,12 +36,6 @@ def places(n_rows, n, width, c):
     return [n * (width * n_rows) + (width * row + c) for row in range(n_rows)]
 
 
-def choose_lanes(k, channels, c):
-    """Leave out what lies beyond the last channel."""
-    if PARTIAL:
-        k.use_lanes(channels + c * -1)
-
-
 def values(k, TABLE, at, X, rows, parts, channels):
     """Sum table entries times rows of X, for each part of the channels, at one point."""
     found = None
@@ -58,7 +52,7 @@ def values(k, TABLE, at, X, rows, parts, channels):
 @written
 def products_block(k, U, OUT, TO, FROM, n, c, channels, points):
     """Write the products of one atom and one block of channels."""
-    choose_lanes(k, channels, c)
+    k.use_lanes(channels - c, PARTIAL)
     rows = places(ROWS, n, channels * ORDER, c)
     sums = [[k.accumulator(k.zero()) for _ in range(OUT_ROWS)] for _ in range(ORDER - 1)]
     with k.loop(points) as p:
@@ -80,7 +74,7 @@ def products_block(k, U, OUT, TO, FROM, n, c, channels, points):
 @written
 def point_slopes(k, U, G, TO, FROM, S, n, c, channels, points):
     """Write the slopes of the factors of one block at every point to S."""
-    choose_lanes(k, channels, c)
+    k.use_lanes(channels - c, PARTIAL)
     rows = places(ROWS, n, channels * ORDER, c)
     out = places(OUT_ROWS, n, channels * (ORDER - 1), c)
     with k.loop(points) as p:
@@ -101,7 +95,7 @@ def point_slopes(k, U, G, TO, FROM, S, n, c, channels, points):
 @written
 def coefficient_slopes(k, S, TO, DU, n, c, channels, points):
     """Sum slopes at points to slopes of coefficients, for one block."""
-    choose_lanes(k, channels, c)
+    k.use_lanes(channels - c, PARTIAL)
     rows = places(ROWS, n, channels * ORDER, c)
     for first in range(0, ROWS, GROUP):
         group = range(first, min(first + GROUP, ROWS))

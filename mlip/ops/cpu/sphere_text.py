@@ -80,8 +80,7 @@ def loaded(k, arrays, firsts, stride):
 @written
 def product_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, left):
     """Multiply the two halves of the channels of one edge, for one block of channels."""
-    if PARTIAL:
-        k.use_lanes(left)
+    k.use_lanes(left, PARTIAL)
     Y, fy, M, fm = [<Y_ARRAYS>], [<Y_FIRSTS>], [<M_ARRAYS>], [<M_FIRSTS>]
     sums = [k.accumulator(k.zero()) for _ in PLACES]
     for there, back in zip(THERE, BACK, strict=True):
@@ -99,8 +98,7 @@ def product_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, left):
 @written
 def gradient_block(k, <Y_EDGE>, GATE, gate, <M_EDGE>, h, left, <Y_GRADIENTS>, DGATE):
     """Gradients of both halves and of the gate, from those of the product in M."""
-    if PARTIAL:
-        k.use_lanes(left)
+    k.use_lanes(left, PARTIAL)
     Y, fy, M, fm = [<Y_ARRAYS>], [<Y_FIRSTS>], [<M_ARRAYS>], [<M_FIRSTS>]
     slopes = [<Y_GRADIENTS>]
     of_gate = k.accumulator(k.zero())
