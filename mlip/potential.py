@@ -248,7 +248,7 @@ class Potential(nn.Module):
         numbers = graph.atomic_numbers
         energies = self._to_eV(self.model(self._view(graph, vectors, inference=inference)), numbers)
         if self.zbl is not None:
-            energies = energies + self.zbl(numbers, vectors, graph.edge_index)
+            energies = energies + self.zbl(numbers, vectors, graph.edge_index, inference=inference)
         return energies
 
     def check_elements(self, numbers: Tensor) -> None:

@@ -230,3 +230,47 @@ def edge_slopes(  # type: ignore[no-untyped-def]
                 by_vector += factor * gradient[e, j]
             of_gradient[e, i] = by_gradient
             of_vector[e, i] = by_vector
+
+
+@njit(**OPTIONS)
+def screened_pairs(vector, edges, numbers, law, energy, slope, e0, e1):  # type: ignore[no-untyped-def]
+    """Write the energy of edges e0 … e1 − 1 and E'(r)/r; see ``mlip.ops.cpu.screened_pairs``.
+
+    Raises:
+        IndexError: an atom or an element does not exist.
+    """
+    atoms, screening, cutoff, p = law
+    a, b, c = -(p + 1) * (p + 2) / 2, p * (p + 2), -p * (p + 1) / 2
+    for e in range(e0, e1):
+        i, j = edges[0, e], edges[1, e]
+        if min(i, j) < 0 or max(i, j) >= len(numbers):
+            raise IndexError
+        i, j = numbers[i], numbers[j]
+        if min(i, j) < 0 or max(i, j) >= len(atoms):
+            raise IndexError
+        energy[e] = slope[e] = 0
+        x, y, z = np.float64(vector[e, 0]), np.float64(vector[e, 1]), np.float64(vector[e, 2])
+        square, reach = x * x + y * y + z * z, min(atoms[i, 2] + atoms[j, 2], cutoff)
+        if square < reach * reach:
+            r, per_length = np.sqrt(square), atoms[i, 1] + atoms[j, 1]
+            total = by_r = 0.0
+            for k in range(len(screening)):
+                rate = screening[k, 1] * per_length
+                term = screening[k, 0] * np.exp(-rate * r)
+                total, by_r = total + term, by_r - rate * term
+            s = r / reach
+            power = s ** (p - 1)
+            u = 1 + power * s * (a + s * (b + s * c))
+            du = power * (p * a + s * ((p + 1) * b + s * ((p + 2) * c))) / reach
+            coulomb = atoms[i, 0] * atoms[j, 0] / r
+            energy[e] = coulomb * total * u
+            slope[e] = coulomb * (by_r * u + total * du - total * u / r) / r
+
+
+@njit(**OPTIONS)
+def along_vectors(vector, edges, gradient, slope, out, e0, e1):  # type: ignore[no-untyped-def]
+    """Write gradient[target]·slope·vector of edges e0 … e1 − 1."""
+    for e in range(e0, e1):
+        factor = gradient[edges[1, e]] * slope[e]
+        for i in range(3):
+            out[e, i] = factor * vector[e, i]
