@@ -84,6 +84,14 @@ def step_with_a_given_gradient(module: nn.Module) -> None:
     torch.optim.AdamW(module.parameters(), fused=True).step()
 
 
+def through_data(module: nn.Module) -> None:
+    module.weight.data.copy_(module.weight.detach() + 1)
+
+
+def last_row_through_an_array(module: nn.Module) -> None:
+    module.weight.detach().numpy()[-1] += 1
+
+
 def trained_and_frozen_again(module: nn.Module) -> None:
     module.requires_grad_(True)
     step(fused=True)(module)
@@ -97,6 +105,8 @@ CHANGES = {
     "moved": moved,
     "moved often": moved_often,
     "converted": converted,
+    "through data": through_data,
+    "last row through an array": last_row_through_an_array,
     "trained and frozen again": trained_and_frozen_again,
     "stepped with a given gradient": step_with_a_given_gradient,
 }
@@ -139,6 +149,18 @@ def test_an_average_is_noticed_when_it_comes_and_when_it_goes():
     with average.applied():
         torch.testing.assert_close(module.doubled(), before + 2)
     torch.testing.assert_close(module.doubled(), before)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [torch.ones(3, 2).T, torch.ones(3, dtype=torch.bfloat16), torch.ones(()), torch.ones(0, 2)],
+)
+def test_frozen_weights_of_any_kind_can_be_looked_at(weight):
+    prepared: Prepared[Tensor] = Prepared()
+    made = [prepared.get([weight], lambda: weight.double().sum()) for _ in range(2)]
+    assert made[0] is made[1]
+    weight += 1
+    assert torch.equal(prepared.get([weight], lambda: weight.double().sum()), 2 * made[0])
 
 
 def test_what_is_prepared_takes_part_in_no_graph_and_no_inference_mode():
