@@ -6,15 +6,23 @@ import copy
 
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 
-from mlip.graph import atoms_to_graph
+from mlip.graph import atoms_to_graph, batch_graphs
 from mlip.models import create_model
 from mlip.models.facet_inference import prepared
 from mlip.ops.backend import decisions
 from mlip.potential import Potential
 
 pytest.importorskip("numba")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kept in ("_refused", "_uncovered"):
+        monkeypatch.setattr(f"mlip.ops.backend.{kept}", {})
+
 
 BASE = {"elements": (29, 79), "cutoff": 4.2, "embedding": 16, "outputs": 16}
 MODELS = {
@@ -60,8 +68,8 @@ def plain(potential: Potential) -> Potential:
     return other
 
 
-def blocks_used() -> set[str]:
-    return {name for name, how in decisions().items() if "block of Facet" in name and "CPU" in how}
+def told_of_blocks() -> dict[str, str]:
+    return {name: how for name, how in decisions().items() if "block of Facet" in name}
 
 
 def functions_used() -> set[str]:
@@ -81,7 +89,9 @@ def test_agrees_with_the_general_way(name, dtype, monkeypatch):
     potential = make(MODELS[name], dtype)
     graph = atoms_to_graph(alloy(), potential.cutoff)
     found, truth = potential(graph), plain(make(MODELS[name]))(graph)
-    assert blocks_used()
+    told = told_of_blocks().values()
+    assert len(told) == len(potential.model.blocks)
+    assert sum(not how.startswith("CPU kernel") for how in told) == (name == "odd factors")
     known = plain(potential)(graph)
     rounding = (100 if dtype == torch.float64 else 2) * torch.finfo(dtype).eps
     for name in ("energies", "forces", "stress"):
@@ -90,21 +100,35 @@ def test_agrees_with_the_general_way(name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_other_settings_go_the_general_way(name, monkeypatch):
+def test_other_settings_go_the_general_way(name):
     """Nothing is told about a block that is another one; its operators tell for themselves."""
-    for kept in ("_refused", "_uncovered"):
-        monkeypatch.setattr(f"mlip.ops.backend.{kept}", {})
     potential = make(OTHERS[name])
     graph = atoms_to_graph(alloy(), potential.cutoff)
     for a, b in zip(potential(graph), plain(potential)(graph), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    told = decisions()
-    blocks = {key: how for key, how in told.items() if "block of Facet" in key}
+    blocks = told_of_blocks()
     if name == "odd channels":  # the first block has those of the embedding
         assert {how[:13] for how in blocks.values()} == {"CPU kernel, a", "plain PyTorch"}
     else:
         assert not blocks
-    assert any(key.startswith("convolution") for key in told)
+    assert any(key.startswith("convolution") for key in decisions())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "normalized_silu"},
+        {"final_activation": "silu"},
+        {"mixer_normalization": True},
+    ],
+)
+def test_other_perceptrons_of_the_last_block_go_the_general_way(options):
+    potential = make({"hidden": ((16, 16),), **options})
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    for a, b in zip(potential(graph), plain(potential)(graph), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    ((_, how),) = told_of_blocks().items()  # of the first
+    assert how.startswith("CPU kernel")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +141,6 @@ def test_other_settings_go_the_general_way(name, monkeypatch):
     ],
 )
 def test_other_functions_of_edges_are_evaluated_in_plain_pytorch(options, monkeypatch):
-    monkeypatch.setattr("mlip.ops.backend._refused", {})
     potential = make({"hidden": ((16, 16),), **options})
     graph = atoms_to_graph(alloy(), potential.cutoff)
     torch.testing.assert_close(
@@ -134,14 +157,13 @@ def test_other_functions_of_edges_are_evaluated_in_plain_pytorch(options, monkey
 
 
 @pytest.mark.parametrize("name", ["degrees 0 to 2, twice", "messages of higher degree"])
-def test_symmetry_does_not_refuse_a_block(name, monkeypatch):
+def test_symmetry_does_not_refuse_a_block(name):
     """Vectors vanish in a perfect crystal, and so do their gradients, up to rounding."""
-    monkeypatch.setattr("mlip.ops.backend._refused", {})
     potential = make(MODELS[name], torch.float32)
     potential(atoms_to_graph(bulk("Cu", cubic=True) * (2, 1, 1), potential.cutoff))
-    found = {name: how for name, how in decisions().items() if "block of Facet" in name}
-    blocks = [how for name, how in found.items() if "float32" in name and "CPU kernel," in how]
-    assert len(blocks) == len(potential.model.blocks)
+    told = told_of_blocks().values()
+    assert len(told) == len(potential.model.blocks)
+    assert all(how.startswith("CPU kernel") for how in told)
 
 
 def test_changed_weights_are_noticed():
@@ -187,6 +209,25 @@ def test_second_derivatives_go_the_general_way():
         slopes.append(slope)
     assert weight.requires_grad
     torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("decided", [False, True])
+def test_atoms_without_neighbors(together, decided):
+    """Alone or beside a crystal, before and after blocks have been compared."""
+    potential = make(MODELS["two factors"])
+    crystal = atoms_to_graph(alloy(), potential.cutoff)
+    if decided:
+        potential(crystal)
+        assert told_of_blocks()
+    far = Atoms("CuAu", positions=[[0, 0, 0], [0, 0, 9]], cell=[20, 20, 20], pbc=True)
+    graph = atoms_to_graph(far, potential.cutoff)
+    assert not graph.edge_index.numel()
+    if together:
+        graph = batch_graphs([graph, crystal])
+    for a, b in zip(potential(graph), plain(potential)(graph), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert bool(told_of_blocks()) == bool(functions_used()) == (together or decided)
 
 
 def test_results_do_not_depend_on_threads():

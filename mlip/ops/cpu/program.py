@@ -24,7 +24,8 @@ class Program:
     """What runs for one set of paths in one precision.
 
     code: module with ``forward_pass`` and ``backward_pass``.
-    row_order: [rows] which row (path, m3) of a layout each row of the sums is; None: the same.
+    row_order: [rows] which row (path, m3) of a layout each row of the sums is, within the
+        path; None: the same.
     tables: first arguments of the passes; none for generated code, where they are constants.
         N_PATHS, N_ROWS: [groups] int64, paths and output rows of the paths of each l1;
         MOST_PATHS: of a group; N_HARMONICS: of an edge;

@@ -278,8 +278,9 @@ def _unwanted(
 
 
 def _rows(layout: Layout, n_nodes: int, order: Array | None) -> tuple[Array, Array]:
+    """As ``Layout.rows``, in the order of a program; rows of one path share a step."""
     start, step = layout.rows(n_nodes)
-    return (start, step) if order is None else (start[order], step[order])
+    return start if order is None else start[order], step
 
 
 def radial_arrays(radial: Array, kernel: Array | None) -> tuple[Array, Array, Array, int]:
