@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlip.datasets.check_report import CheckReport
+from mlip.datasets.report_page import ranges_table
 
 SHOWN = 4  # files, bad entries, outliers and further things that are named on the page
 ELEMENTS = 12
@@ -22,7 +23,7 @@ def page(report: CheckReport) -> Group:
     parts: list[RenderableType] = [_verdict(report)]
     if report.sample:
         parts.append(f"[yellow]checked {escape(report.sample)}[/yellow]")
-    parts += [_files(report), _labels(report), _ranges(report)]
+    parts += [_files(report), _labels(report), ranges_table(report.ranges)]
     parts += [f"[bold]{name}[/bold]: {escape(text)}" for name, text in _facts(report) if text]
     parts += _listed("red", "unreadable", report.unreadable, len(report.unreadable))
     parts += _listed("red", "bad entry", report.bad_entries, report.bad)
@@ -73,13 +74,6 @@ def _labels(report: CheckReport) -> Table:
     for label, facts in report.labels.items():
         keys = ", ".join(f"{k}" for k in list(facts["keys"])[:3]) or "-"
         table.add_row(label, escape(keys), str(facts["present"]), str(facts["missing"]))
-    return table
-
-
-def _ranges(report: CheckReport) -> Table:
-    table = Table("quantity", "min", "median", "max", "unit", box=None, pad_edge=False)
-    for name, r in report.ranges.items():
-        table.add_row(name, *(f"{r[x]:.5g}" for x in ("min", "median", "max")), r["unit"])
     return table
 
 

@@ -20,7 +20,7 @@ def page(report: ConversionReport) -> Group:
         f"  → {escape(report.output)}",
         _inputs(report),
         _labels(report),
-        _ranges(report),
+        ranges_table(report.ranges),
         f"units assumed: {report.units}",
         *([f"energies: {report.energy_convention}"] if report.energy_convention else []),
         "elements (frames / atoms): " + _join(report.elements, "{v[frames]} / {v[atoms]}"),
@@ -64,9 +64,10 @@ def _labels(report: ConversionReport) -> Table:
     return table
 
 
-def _ranges(report: ConversionReport) -> Table:
+def ranges_table(ranges: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Lay out minimum, median, maximum and unit of each quantity."""
     table = Table("quantity", "min", "median", "max", "unit", box=None, pad_edge=False)
-    for name, r in report.ranges.items():
+    for name, r in ranges.items():
         table.add_row(name, *(f"{r[x]:.5g}" for x in ("min", "median", "max")), r["unit"])
     return table
 

@@ -21,6 +21,7 @@ from ase.md.velocitydistribution import Stationary
 from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE, LBFGS
+from ase.optimize.optimize import Optimizer
 
 from mlip.errors import InputError, MlipError
 from mlip.simulation.conservation import IN_DYNAMICS, IN_ELASTICITY, warn_of_direct_forces
@@ -107,12 +108,7 @@ def relax_crystal(
     """
     relaxed = with_calculator(atoms, calculator)
     target = FrechetCellFilter(relaxed, hydrostatic_strain=isotropic)
-    optimizer = LBFGS(target, logfile=None)
-    if not optimizer.run(fmax=fmax, steps=steps):
-        raise MlipError(
-            f"{atoms.get_chemical_formula()} did not relax to fmax {fmax:g} in {steps} steps: "
-            "start closer to equilibrium, or allow more steps"
-        )
+    _relax(LBFGS(target, logfile=None), relaxed, fmax, steps)
     return relaxed
 
 
@@ -125,12 +121,16 @@ def relax_ions(
         MlipError: not converged after that many FIRE steps.
     """
     relaxed = with_calculator(atoms, calculator)
-    if not FIRE(relaxed, logfile=None).run(fmax=fmax, steps=steps):
+    _relax(FIRE(relaxed, logfile=None), relaxed, fmax, steps)
+    return relaxed
+
+
+def _relax(optimizer: Optimizer, atoms: Atoms, fmax: float, steps: int) -> None:
+    if not optimizer.run(fmax=fmax, steps=steps):
         raise MlipError(
             f"{atoms.get_chemical_formula()} did not relax to fmax {fmax:g} in {steps} steps: "
             "start closer to equilibrium, or allow more steps"
         )
-    return relaxed
 
 
 def lattice_constant(

@@ -1,7 +1,11 @@
-"""The structure that benchmarks of potentials share."""
+"""The structure and the simulation that benchmarks of potentials share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 from ase import Atoms
 from ase.build import bulk
 
@@ -17,3 +21,17 @@ def copper(number: int, seed: int = 0) -> Atoms:
         raise ValueError(f"no cube of copper has {number} atoms; {len(atoms)} is near")
     atoms.rattle(0.05, seed=seed)
     return atoms
+
+
+def simulation(calculator: Any, number: int) -> Callable[[], None]:
+    """Give one call of a simulation: atoms move, energy, forces and stress are asked for."""
+    atoms, rng = copper(number), np.random.default_rng(1)
+    atoms.calc = calculator
+
+    def call() -> None:
+        atoms.positions += rng.normal(0, 1e-3, atoms.positions.shape)
+        atoms.get_forces()
+        atoms.get_stress()
+        atoms.get_potential_energy()
+
+    return call

@@ -18,9 +18,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
-from copper import copper
+from copper import copper, simulation
 from time_model import UNTRAINED
 
 from mlip.graph import atoms_to_graph, batch_graphs
@@ -32,20 +31,6 @@ from mlip.simulation.calculator import Calculator
 FORMS = ("definition", "moments", "kernels")
 CALLS = 3  # timed after one that is not
 MOMENTS = messages.radial_convolution
-
-
-def simulation(potential: Potential, number: int) -> Callable[[], object]:
-    """Give a call that moves atoms and asks for energy, forces and stress."""
-    atoms, rng = copper(number), np.random.default_rng(1)
-    atoms.calc = Calculator(potential.eval())
-
-    def call() -> None:
-        atoms.positions += rng.normal(0, 1e-3, atoms.positions.shape)
-        atoms.get_forces()
-        atoms.get_stress()
-        atoms.get_potential_energy()
-
-    return call
 
 
 def training(potential: Potential) -> Callable[[], object]:
@@ -103,7 +88,7 @@ def main() -> None:
     )
     print("|---|--:|--:|--:|--:|--:|")
     for number in args.atoms:
-        row = measure(potential, simulation(potential, number), args.repeats)
+        row = measure(potential, simulation(Calculator(potential.eval()), number), args.repeats)
         print(f"| {number} atoms | {row} |", flush=True)
     print(f"| training step | {measure(potential.train(), training(potential), args.repeats)} |")
 

@@ -18,11 +18,12 @@ import time
 from collections import defaultdict
 
 import torch
-from facet import simulation
+from copper import simulation
 from time_model import UNTRAINED
 
 from mlip.models import create_model
 from mlip.potential import Potential
+from mlip.simulation.calculator import Calculator
 
 PARTS = {  # words in the file or the name of a function
     "convolution, forward": ("convolution_", "forward_pass"),
@@ -43,7 +44,7 @@ def part_of(file: str, name: str) -> str | None:
 
 def row(potential: Potential, atoms: int, calls: int) -> dict[str, float]:
     """Milliseconds of a whole call and of its parts."""
-    call = simulation(potential, atoms)
+    call = simulation(Calculator(potential.eval()), atoms)
     for _ in range(3):
         call()
     whole = []

@@ -25,9 +25,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from ase import Atoms
-from copper import copper
+from copper import copper, simulation
 
 TASKS = ("108 atoms", "500 atoms", "training step")
 STRUCTURES, CALLS, WARMUP = 8, 4, 2
@@ -50,20 +49,6 @@ FACET: dict[str, Any] = {
 }
 
 
-def calls_of(calculator: Any, number: int) -> Callable[[], None]:
-    """Give one call of a simulation: atoms move, energy, forces and stress are asked for."""
-    atoms, rng = copper(number), np.random.default_rng(1)
-    atoms.calc = calculator
-
-    def call() -> None:
-        atoms.positions += rng.normal(0, 1e-3, atoms.positions.shape)
-        atoms.get_forces()
-        atoms.get_stress()
-        atoms.get_potential_energy()
-
-    return call
-
-
 def structures() -> list[Atoms]:
     """Eight structures of 32 atoms, with labels that only have to exist."""
     return [copper(32, seed) for seed in range(STRUCTURES)]
@@ -76,7 +61,7 @@ def sevenn_task(task: str) -> Callable[[], None]:
 
     calculator = SevenNetCalculator("7net-0", device="cpu")
     if task != "training step":
-        return calls_of(calculator, int(task.split()[0]))
+        return simulation(calculator, int(task.split()[0]))
     import sevenn._keys as keys
     from sevenn.atom_graph_data import AtomGraphData
     from sevenn.train.dataload import unlabeled_atoms_to_graph
@@ -116,7 +101,7 @@ def mlip_task(task: str) -> Callable[[], None]:
         create_model("facet", FACET), reference_energies=dict.fromkeys(range(1, 90), 0.0)
     )
     if task != "training step":
-        return calls_of(Calculator(potential.eval()), int(task.split()[0]))
+        return simulation(Calculator(potential.eval()), int(task.split()[0]))
     graphs = [atoms_to_graph(atoms, 5.0) for atoms in structures()]
     optimizer = torch.optim.Adam(potential.parameters(), lr=1e-5)
 

@@ -86,17 +86,21 @@ def derivatives(function, inputs: list[Tensor]) -> list[Tensor]:
     return [t.detach() for t in (out, *first, *second)]
 
 
-@pytest.mark.parametrize("radial", [False, True], ids=["weights", "radial"])
-@pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_values_and_two_derivatives_equal_the_definition(name, rows, radial):
-    case = Case(SIGNATURES[name], ROWS[rows])
-    inputs = case.inputs(DOUBLE, radial)
+def equals_the_definition(case: Case, inputs: list[Tensor]) -> None:
+    """Assert that the kernels give the result and two derivatives."""
     truth = derivatives(case.definition, inputs)
     for found, expected in zip(derivatives(case.kernels, inputs), truth, strict=True):
         assert found.shape == expected.shape
         scale = float(expected.abs().max()) if expected.numel() else 0.0
         torch.testing.assert_close(found, expected, atol=1e-13 * max(scale, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("radial", [False, True], ids=["weights", "radial"])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_values_and_two_derivatives_equal_the_definition(name, rows, radial):
+    case = Case(SIGNATURES[name], ROWS[rows])
+    equals_the_definition(case, case.inputs(DOUBLE, radial))
 
 
 @pytest.mark.parametrize("radial", [False, True], ids=["weights", "radial"])

@@ -13,7 +13,14 @@ from mlip.ops.cpu import threads
 from mlip.ops.cpu.library import packed_convolution, packed_convolution_backward
 from mlip.ops.cpu.program import program
 from mlip.ops.cpu.table_plan import WIDTHS, cuts, order
-from tests.ops.test_ops_cpu_convolution import DOUBLE, ROWS, Case, derivatives, packed
+from tests.ops.test_ops_cpu_convolution import (
+    DOUBLE,
+    ROWS,
+    Case,
+    derivatives,
+    equals_the_definition,
+    packed,
+)
 
 ALL = ConvolutionSignature((3, 1, 2, 2, 1, 2, 3), 6, tuple(range(7)), True)
 SIGNATURES = {
@@ -35,12 +42,7 @@ RADIAL = pytest.mark.parametrize("radial", [False, True], ids=["weights", "radia
 def test_values_and_two_derivatives_equal_the_definition(name, rows, radial):
     counts = [0, 70, 1] if rows == "huge" else ROWS[rows]
     case = Case(SIGNATURES[name], counts, n_radial=3)
-    inputs = case.inputs(DOUBLE, radial)
-    truth = derivatives(case.definition, inputs)
-    for found, expected in zip(derivatives(case.kernels, inputs), truth, strict=True):
-        assert found.shape == expected.shape
-        scale = float(expected.abs().max()) if expected.numel() else 0.0
-        torch.testing.assert_close(found, expected, atol=1e-13 * max(scale, 1), rtol=1e-12)
+    equals_the_definition(case, case.inputs(DOUBLE, radial))
 
 
 @RADIAL
