@@ -17,13 +17,16 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from facet import simulation, training
+from copper import simulation
+from facet import training
 from time_model import UNTRAINED
 
 from mlip.models import create_model
 from mlip.potential import Potential, load_potential
+from mlip.simulation.calculator import Calculator
 
 BACKENDS = ("torch", "auto")
 
@@ -35,6 +38,16 @@ def potential_of(name: str) -> Potential:
     torch.manual_seed(0)
     model = create_model(name.split("-")[0], UNTRAINED[name])
     return Potential(model, reference_energies={29: 0.0})
+
+
+def simulated(name: str, n_atoms: int) -> Callable[[], object]:
+    """Give a call of the calculator."""
+    return simulation(Calculator(potential_of(name).eval()), n_atoms)
+
+
+def trained(name: str) -> Callable[[], object]:
+    """Give a step of training."""
+    return training(potential_of(name).train())
 
 
 def measure(make: Callable[[], Callable[[], object]], repeats: int) -> str:
@@ -74,10 +87,12 @@ def main() -> None:
     print("| model | task | plain PyTorch (ms) | kernels | times faster |")
     print("|---|---|--:|--:|--:|")
     for name in args.models:
-        row = measure(lambda name=name: simulation(potential_of(name), args.atoms), args.repeats)
-        print(f"| {name} | {args.atoms} atoms | {row} |", flush=True)
-        row = measure(lambda name=name: training(potential_of(name).train()), args.repeats)
-        print(f"| {name} | training step | {row} |", flush=True)
+        tasks = {
+            f"{args.atoms} atoms": partial(simulated, name, args.atoms),
+            "training step": partial(trained, name),
+        }
+        for task, make in tasks.items():
+            print(f"| {name} | {task} | {measure(make, args.repeats)} |", flush=True)
 
 
 if __name__ == "__main__":
