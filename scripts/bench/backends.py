@@ -42,7 +42,7 @@ def potential_of(name: str) -> Potential:
 
 def simulated(name: str, n_atoms: int) -> Callable[[], object]:
     """Give a call of the calculator."""
-    return simulation(Calculator(potential_of(name).eval()), n_atoms)
+    return simulation(Calculator(potential_of(name).eval().requires_grad_(False)), n_atoms)
 
 
 def trained(name: str) -> Callable[[], object]:

@@ -87,10 +87,12 @@ def main() -> None:
         "| task | definition (ms) | moments | kernels | definition / kernels | moments / kernels |"
     )
     print("|---|--:|--:|--:|--:|--:|")
+    potential.eval().requires_grad_(False)  # as the calculator has those that it loads
     for number in args.atoms:
-        row = measure(potential, simulation(Calculator(potential.eval()), number), args.repeats)
+        row = measure(potential, simulation(Calculator(potential), number), args.repeats)
         print(f"| {number} atoms | {row} |", flush=True)
-    print(f"| training step | {measure(potential.train(), training(potential), args.repeats)} |")
+    potential.train().requires_grad_(True)
+    print(f"| training step | {measure(potential, training(potential), args.repeats)} |")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     potential = Potential(create_model("facet", UNTRAINED["facet-s"]), reference_energies={29: 0.0})
+    potential.requires_grad_(False)  # as the calculator has those that it loads
     columns = [row(potential, atoms, args.calls) for atoms in args.atoms]
     print("| ms | " + " | ".join(f"{atoms} atoms" for atoms in args.atoms) + " |")
     print("|---|" + "--:|" * len(columns))

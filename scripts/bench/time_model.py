@@ -54,7 +54,8 @@ def calculator(name: str, dtype: str) -> Any:
     if name not in UNTRAINED:
         return Calculator(name, dtype=dtype)
     model = create_model(name.split("-")[0], UNTRAINED[name])
-    return Calculator(Potential(model, reference_energies={29: 0.0}).eval(), dtype=dtype)
+    potential = Potential(model, reference_energies={29: 0.0}).eval().requires_grad_(False)
+    return Calculator(potential, dtype=dtype)
 
 
 def measure(name: str, number: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -49,12 +49,6 @@ AHEAD = 8  # edges whose features are on their way from memory, too far apart to
 OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False, cache=True)
 
 
-def choose_lanes(k, left):
-    """Leave out what lies beyond the last channel."""
-    if PARTIAL:
-        k.use_lanes(left)
-
-
 def summed(k, X, ends, at):
     """Add up what stands at one place of all ends."""
     total = k.load(X, ends[0] + at)
@@ -91,7 +85,7 @@ def products(k, X, ends, later, channels, M, m, W, w):
 @written
 def gather_block(k, X, <XS>, later, channels, M, m, W, w, Y, y, left):
     """Write features of an edge that will be read soon."""
-    choose_lanes(k, left)
+    k.use_lanes(left, PARTIAL)
     for at, value in products(k, X, [<XS>], later, channels, M, m, W, w):
         k.prefetch(Y, y + AHEAD * ROWS * channels + at, True)
         k.store(Y, y + at, value)
@@ -107,7 +101,7 @@ def stream_block(k, X, <XS>, later, channels, M, m, W, w, Y, y):
 @written
 def scatter_block(k, X, <XS>, later, channels, M, m, W, w, Y, y, left):
     """Weight and multiply features of an edge and add them to all ends."""
-    choose_lanes(k, left)
+    k.use_lanes(left, PARTIAL)
     fetch(k, X, later, channels, ROWS, write=True)
     fetch(k, Y, y + AHEAD * COLUMNS * channels, channels, COLUMNS)
     scale = k.load(W, w)
@@ -122,7 +116,7 @@ def scatter_block(k, X, <XS>, later, channels, M, m, W, w, Y, y, left):
 @written
 def weight_slopes(k, X, <XS>, later, channels, M, m, W, w, Y, y, left, DW, P, Q, c):
     """Write the gradient of weights; keep sums of ends in P and weighted Y in Q."""
-    choose_lanes(k, left)
+    k.use_lanes(left, PARTIAL)
     fetch(k, X, later, channels, COLUMNS)
     fetch(k, Y, y + AHEAD * ROWS * channels, channels, ROWS)
     of = [summed(k, X, [<XS>], channels * i) for i in range(COLUMNS)]
