@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlip.models.facet import Edges, FacetBlock
 
 FOR_CPU = "it is written for processors"
+MOST_SETS = 64  # of elements, whose weights are kept: data sets have thousands
 Weights = facet_product_block.Weights | facet_scalar_block.Weights
 
 
@@ -78,6 +79,8 @@ def _by_elements(block: FacetBlock, x: Features, edges: Edges, name: str) -> Fea
         return None
     cache = block.prepared_elements.get([table], dict)
     if present not in cache or cache[present].made_of is not own.weights:
+        if len(cache) >= MOST_SETS:
+            cache.clear()
         cache[present] = facet_elements.weights_of_elements(
             own.weights, block.signature, table, present
         )

@@ -91,6 +91,15 @@ def test_elements_may_change_from_call_to_call():
     assert used()
 
 
+def test_weights_of_few_sets_of_elements_are_kept(monkeypatch):
+    monkeypatch.setattr("mlip.models.facet_inference.MOST_SETS", 2)
+    potential = make()
+    for number in (*ELEMENTS, *ELEMENTS):
+        assert max(differences(potential, crystal(number))) < 1e-12
+        kept = potential.model.blocks[0].prepared_elements.get([potential.model.embedding], dict)
+        assert 1 <= len(kept) <= 2
+
+
 @pytest.mark.parametrize("name", ["embedding", "radial", "after"])
 @pytest.mark.parametrize("frozen", [True, False])
 def test_changed_weights_are_noticed(name, frozen):
