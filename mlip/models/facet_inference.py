@@ -49,8 +49,9 @@ def block_in_inference(block: FacetBlock, x: Features, edges: Edges) -> Features
     # asked for by name, the kernels of the general way tell why they cannot run
     if not use_kernel("auto", name, tensors, check, _uncovered(block, x), cuda=FOR_CPU):
         return None
-    found = _by_elements(block, x, edges, name) if edges.elements is not None else None
-    return found or _run(_own(block), edges.neighbors, edges.harmonics, edges.basis, x)
+    own = _own(block)
+    found = None if edges.elements is None else _by_elements(block, own, x, edges, name)
+    return found or _run(own, edges.neighbors, edges.harmonics, edges.basis, x)
 
 
 class _Own(NamedTuple):
@@ -68,14 +69,17 @@ def _own(block: FacetBlock) -> _Own:
     return _Own(form, prepared(block), block.residual)
 
 
-def _by_elements(block: FacetBlock, x: Features, edges: Edges, name: str) -> Features | None:
+def _by_elements(
+    block: FacetBlock, own: _Own, x: Features, edges: Edges, name: str
+) -> Features | None:
     """Run the first block by sums for elements, or return None where this is no gain."""
     assert edges.elements is not None
+    if not isinstance(own.weights, facet_product_block.Weights):
+        return None
     species, table = edges.elements
     present = tuple(species.unique().tolist())
-    own = _own(block)
     width = facet_elements.width_of(len(present), edges.basis.shape[1], table.dtype)
-    if not isinstance(own.weights, facet_product_block.Weights) or width >= table.shape[1]:
+    if width >= table.shape[1]:
         return None
     cache = block.prepared_elements.get([table], dict)
     if present not in cache or cache[present].made_of is not own.weights:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ from functools import partial
 import torch
 from copper import simulation
 from facet import training
+from spread import spread
 from time_model import UNTRAINED
 
 from mlip.models import create_model
@@ -67,9 +67,9 @@ def measure(make: Callable[[], Callable[[], object]], repeats: int) -> str:
     cells = []
     for backend in BACKENDS:
         own = [1e3 * each for each in times[backend]]
-        cells.append(f"{statistics.median(own):.1f} ({min(own):.1f}–{max(own):.1f})")
+        cells.append(spread(own, 1))
     ratios = [a / b for a, b in zip(times["torch"], times["auto"], strict=True)]
-    cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+    cells.append(spread(ratios))
     return " | ".join(cells)
 
 

@@ -68,7 +68,7 @@ def convolution_passes(
     inputs.append(randn(n_edges, n_radial or signature.n_weights))
     inputs += [randn(n_radial, signature.n_weights)] if n_radial else []
     given = inputs if n_radial else [*inputs, None]
-    cotangents = [*map(torch.randn_like, inputs[:3])]  # those that a force loss has
+    cotangents = [torch.randn_like(each) for each in inputs[:3]]  # those that a force loss has
     along = [*cotangents, None]
     graph = (edges.rowptr, edges.source, encode(signature))
     wanted = [tensor is not None for tensor in given]

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from spread import spread
 from torch import Tensor
 
 from mlip.nn.sphere_product import SphereBasis, gated_product, grid_matrices
@@ -158,7 +159,7 @@ def row(operator: Operator, kernel: str, repeats: int) -> str:
         ratios = [b / a for a, b in zip(times[kernel], times["torch"], strict=True)]
         milliseconds = statistics.median(times[kernel]) * 1e3
         cells.append(f"{milliseconds:.3f}")
-        cells.append(f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})")
+        cells.append(spread(ratios, 1))
         if not both:
             out = operator.function(kernel, *operator.inputs)
             moved = sum(tensor.nbytes for tensor in (*operator.inputs, *out))

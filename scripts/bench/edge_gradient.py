@@ -14,6 +14,7 @@ import statistics
 import time
 
 import torch
+from spread import spread
 from torch import Tensor
 
 from mlip.ops import forces_and_virial
@@ -52,7 +53,7 @@ def row(n_atoms: int, repeats: int) -> str:
                     times[name].append(found)
         ratios = [a / b for a, b in zip(times["torch"], times["numba"], strict=True)]
         cells += [f"{1e3 * statistics.median(times[name]):.2f}" for name in NAMES]
-        cells.append(f"{statistics.median(ratios):.1f} ({min(ratios):.1f}–{max(ratios):.1f})")
+        cells.append(spread(ratios, 1))
     return f"| {' | '.join(cells)} |"
 
 

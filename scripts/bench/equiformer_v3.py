@@ -24,12 +24,13 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from spread import spread
 
 FORMS = ("published", "stored", "groups", "mlip", "splines")
 
@@ -108,14 +109,10 @@ def measure(number: int, forms: list[str], args: argparse.Namespace) -> str:
     for form in forms:
         ratios = [a["s"] / b["s"] for a, b in zip(first, runs[form], strict=True)]
         memory = first[-1]["MiB"] / runs[form][-1]["MiB"]
-        cells = [_spread([r["s"] for r in runs[form]]), f"{runs[form][-1]['MiB']:.0f}"]
-        cells += ["", ""] if form == forms[0] else [_spread(ratios), f"{memory:.1f}"]
+        cells = [spread([r["s"] for r in runs[form]]), f"{runs[form][-1]['MiB']:.0f}"]
+        cells += ["", ""] if form == forms[0] else [spread(ratios), f"{memory:.1f}"]
         rows.append(f"| {number} | {form} | {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from functools import partial
 
 import torch
 from copper import copper, simulation
+from spread import spread
 from time_model import UNTRAINED
 
 from mlip.graph import atoms_to_graph, batch_graphs
@@ -68,7 +69,7 @@ def measure(potential: Potential, call: Callable[[], object], repeats: int) -> s
     cells = [f"{1e3 * statistics.median(times[form]):.1f}" for form in FORMS]
     for form in FORMS[:2]:
         ratios = [a / b for a, b in zip(times[form], times["kernels"], strict=True)]
-        cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+        cells.append(spread(ratios))
     return " | ".join(cells)
 
 

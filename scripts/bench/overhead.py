@@ -10,13 +10,13 @@ as in dynamics. Processor time of one thread, median and range of 50 calls.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 
 import numpy as np
 import torch
 from copper import copper
 from pydantic import BaseModel
+from spread import spread
 from torch import Tensor, nn
 
 from mlip.potential import Potential
@@ -68,11 +68,7 @@ def main() -> None:
             atoms.get_stress()
             atoms.get_potential_energy()
             times.append(1e3 * (time.process_time() - start))
-        part = times[5:]
-        print(
-            f"{len(atoms)} atoms, {name}: {statistics.median(part):.2f} ms "
-            f"({min(part):.2f}–{max(part):.2f})"
-        )
+        print(f"{len(atoms)} atoms, {name}: {spread(times[5:])} ms")
 
 
 if __name__ == "__main__":

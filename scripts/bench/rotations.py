@@ -15,6 +15,7 @@ import statistics
 import time
 
 import torch
+from spread import spread
 from torch import Tensor
 
 from mlip.nn.edge_frames import EdgeFrameBuilder
@@ -101,7 +102,7 @@ def measure(name: str, operator: Operator, repeats: int) -> str:
     for i in (0, 1):
         microseconds = [1e6 * pair[i] / EDGES for pair in times["numba"]]
         ratios = [b[i] / a[i] for a, b in zip(times["numba"], times["torch"], strict=True)]
-        cells += [_spread(microseconds), _spread(ratios)]
+        cells += [spread(microseconds, 1), spread(ratios, 1)]
     rate = ""
     if operator.flops:
         rate = (
@@ -116,10 +117,6 @@ def _error(found: Tensor, truth: Tensor) -> float:
     """Relative error; entries of matrices that are always zero have no gradient."""
     known = found != 0
     return float((found.double() - truth)[known].norm() / truth[known].norm())
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
 def main() -> None:

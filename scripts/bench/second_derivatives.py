@@ -15,6 +15,7 @@ import statistics
 import time
 
 import torch
+from spread import spread
 from torch import Tensor
 
 from mlip.ops import ConvolutionSignature
@@ -49,10 +50,7 @@ def row(lmax: int, n_radial: int, repeats: int) -> str:
                 times[name].append(time.process_time() - start)
     ratios = [b / a for a, b in zip(times["one"], times["sum"], strict=True)]
     one, many = (statistics.median(times[name]) for name in ("one", "sum"))
-    return (
-        f"{1e3 * many:.1f} | {1e3 * one:.1f} | {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f}–{max(ratios):.2f})"
-    )
+    return f"{1e3 * many:.1f} | {1e3 * one:.1f} | {spread(ratios)}"
 
 
 def main() -> None:

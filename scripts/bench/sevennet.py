@@ -27,6 +27,7 @@ from typing import Any
 
 from ase import Atoms
 from copper import copper, simulation
+from spread import spread
 
 TASKS = ("108 atoms", "500 atoms", "training step")
 STRUCTURES, CALLS, WARMUP = 8, 4, 2
@@ -171,8 +172,8 @@ def main() -> None:
         times = [1e3 * statistics.median(p[i]["seconds"] for p in pairs) for i in (0, 1)]
         above = [statistics.median(p[i]["MiB"] for p in pairs) for i in (0, 1)]
         print(
-            f"| {task} | {times[0]:.0f} | {times[1]:.0f} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f}–{max(ratios):.2f}) | {above[0]:.0f} | {above[1]:.0f} "
+            f"| {task} | {times[0]:.0f} | {times[1]:.0f} | {spread(ratios)} "
+            f"| {above[0]:.0f} | {above[1]:.0f} "
             f"| {above[0] / above[1]:.1f} |",
             flush=True,
         )
