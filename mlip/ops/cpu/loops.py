@@ -31,7 +31,7 @@ def local_rows(rowptr, source, n0, n1, row_of, rows):  # type: ignore[no-untyped
 
 
 @njit(**OPTIONS)
-def sum_chunks(parts, first, row_of, width, out, start, n0, n1):  # type: ignore[no-untyped-def]
+def add_chunks(parts, first, row_of, width, out, start, n0, n1):  # type: ignore[no-untyped-def]
     """Add the rows that the chunks hold of atoms n0 … n1 − 1, in the order of the chunks.
 
     Args:
@@ -39,13 +39,12 @@ def sum_chunks(parts, first, row_of, width, out, start, n0, n1):  # type: ignore
         first: [chunks] where the rows of a chunk begin.
         row_of: [chunks, N] row of each atom, −1 if there is none.
         width: numbers in a row.
-        out: written from ``start`` on.
+        out: what they are added to, from ``start`` on.
         start: where the row of atom 0 begins.
         n0, n1: atoms.
     """
     for atom in range(n0, n1):
         to = start + atom * width
-        out[to : to + width] = 0
         for chunk in range(row_of.shape[0]):
             row = row_of[chunk, atom]
             if row >= 0:

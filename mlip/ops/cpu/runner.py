@@ -6,7 +6,7 @@ of ``BLOCK`` (16 for float32, 8 for float64).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
@@ -18,10 +18,11 @@ from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.program import program
 
 BLOCK = {"float32": 16, "float64": 8}
-CHUNK_EDGES = 8192  # neighbours of one task of the backward pass, at least
+CHUNK_EDGES = 2048  # neighbours of one task of the backward pass, at least
 MOST_CHUNKS = 16
 MOST_COPIES = 4  # gradients of features that tasks hold, in units of the features themselves
 SERIAL = 50_000  # edges times channels below which threads do not pay
+SERIAL_SUM = 1 << 18  # the same, for numbers in a sum of parts
 
 Array = np.ndarray
 
@@ -213,58 +214,60 @@ def in_parts(
     def task(i: int) -> None:
         call(Part(*parts(i), kernels[i], (bounds[i], bounds[i + 1])))
 
-    _run(layout, source, [partial(task, i) for i in range(len(bounds) - 1)])
+    tasks = [partial(task, i) for i in range(len(bounds) - 1)]
+    _run(tasks, serial=_is_serial(layout, source))
     if chunks:
-        _run(layout, source, chunks.sum())
+        chunks.sum()
     if of_kernel is not None:
         np.sum(kernels, axis=0, out=of_kernel.reshape(-1))
 
 
 class _Chunks:
-    """Gradients of features, one part for each range of targets, added up in a fixed order."""
+    """Gradients of features, one part for each range of targets, added up in a fixed order.
+
+    The first range adds to the result itself, the others to rows of their own.
+    """
 
     def __init__(
         self, layout: Layout, rowptr: Array, source: Array, bounds: list[int], out: Array
     ) -> None:
         self.layout, self.out, self.n_nodes = layout, out, len(rowptr) - 1
-        n_chunks = len(bounds) - 1
-        if n_chunks == 1:
-            self.rows, self.n_rows, self.parts = source, [self.n_nodes], out
-            out[:] = 0
-            self.row_of = None
-        else:
-            self.rows = np.empty_like(source)
-            self.row_of = np.empty((n_chunks, self.n_nodes), np.int32)
-            self.n_rows = [
-                cache.loops().local_rows(rowptr, source, low, high, own, self.rows)
-                for (low, high), own in zip(pairwise(bounds), self.row_of, strict=True)
-            ]
-            self.parts = np.zeros(layout.feature_size(sum(self.n_rows)), out.dtype)
-        sizes = [layout.feature_size(n) for n in self.n_rows]
-        self.begins = np.cumsum([0, *sizes])
+        out[:] = 0
+        others = list(pairwise(bounds))[1:]
+        self.rows = source if not others else source.copy()
+        self.row_of = np.empty((len(others), self.n_nodes), np.int32)
+        self.n_rows = [
+            cache.loops().local_rows(rowptr, source, low, high, own, self.rows)
+            for (low, high), own in zip(others, self.row_of, strict=True)
+        ]
+        self.begins = np.cumsum([0, *(layout.feature_size(n) for n in self.n_rows)])
+        self.parts = np.zeros(self.begins[-1], out.dtype)
 
     def part(self, i: int) -> tuple[Array, Array, Array]:
         """Part of a chunk: rows of edges, numbers, first number of each group."""
-        own = self.parts[self.begins[i] : self.begins[i + 1]]
-        return self.rows, own, self.layout.feature_first(self.n_rows[i])
+        if i == 0:
+            return self.rows, self.out, self.layout.feature_first(self.n_nodes)
+        own = self.parts[self.begins[i - 1] : self.begins[i]]
+        return self.rows, own, self.layout.feature_first(self.n_rows[i - 1])
 
-    def sum(self) -> list[Callable[[], object]]:
-        """Tasks that add the parts in the order of the chunks."""
-        if self.row_of is None:
-            return []
+    def sum(self) -> None:
+        """Add the parts in the order of the chunks."""
+        if not self.n_rows:
+            return
         before, tasks = 0, []
-        cuts = np.linspace(0, self.n_nodes, 9).astype(int).tolist()
+        pieces = 8 if self.out.size >= SERIAL_SUM else 1
+        cuts = np.linspace(0, self.n_nodes, pieces + 1).astype(int).tolist()
         for degree, channels in enumerate(self.layout.channels):
             width = (2 * degree + 1) * channels
             if width:
                 first = self.begins[:-1] + np.array(self.n_rows, dtype=np.int64) * before
                 call = partial(
-                    cache.loops().sum_chunks, self.parts, first, self.row_of, width, self.out,
+                    cache.loops().add_chunks, self.parts, first, self.row_of, width, self.out,
                     before * self.n_nodes,
                 )  # fmt: skip
                 tasks += over_nodes(call, cuts)
             before += width
-        return tasks
+        _run(tasks, serial=pieces == 1)
 
 
 def _unwanted(
@@ -295,8 +298,8 @@ def _is_serial(layout: Layout, source: Array) -> bool:
     return len(source) * int(layout.group_channels.sum()) < SERIAL
 
 
-def _run(layout: Layout, source: Array, tasks: list[Callable[[], object]]) -> None:
-    if _is_serial(layout, source):
+def _run(tasks: Sequence[Callable[[], object]], *, serial: bool) -> None:
+    if serial:
         for task in tasks:
             task()
     else:

@@ -1,19 +1,22 @@
 """Threads for kernels that release the interpreter lock: no second OpenMP runtime, safe to fork.
 
 Work is cut into tasks whose results do not depend on the thread that runs them; threads take the
-next task when they are free.
+next task when they are free. They are PyTorch's own where those can be had (``team``), else a pool.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
+
+from mlip.ops.cpu import team
 
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 _lock = threading.Lock()
@@ -74,17 +77,25 @@ def run(tasks: Sequence[Callable[[], object]]) -> None:
         for task in tasks:
             task()
         return
-    remaining = iter(tasks)
+    remaining, places = iter(tasks), iter(range(n_threads))
     take = threading.Lock()
 
-    def work() -> None:
-        while True:
-            with take:
-                task = next(remaining, None)
-            if task is None:
-                return
-            task()
+    def next_of(items: Iterator[Any]) -> Any:
+        with take:
+            return next(items, None)
 
+    def work() -> None:
+        if next_of(places) is not None:
+            while (task := next_of(remaining)) is not None:
+                task()
+
+    if team.is_usable():
+        team.run_on_all(work, max(n_threads, torch.get_num_threads()))
+    else:
+        _run_in_pool(work, n_threads)
+
+
+def _run_in_pool(work: Callable[[], object], n_threads: int) -> None:
     futures = [_executor(n_threads).submit(work) for _ in range(n_threads - 1)]
     try:
         work()
