@@ -52,7 +52,7 @@ from mlip.so3 import spherical_harmonics
 
 if TYPE_CHECKING:
     from mlip.models.facet_elements import ElementWeights
-    from mlip.models.facet_inference import Weights
+    from mlip.models.facet_inference import Passes
 
 
 class FacetConfig(BaseModel):
@@ -180,7 +180,7 @@ class FacetBlock(nn.Module):
         initial = 0.0 if config.residual_normalization else 1.0
         self.residual_gain = ChannelGain(target, initial) if config.block_residual else None
         self.output_gain = ChannelGain(target, 1.0) if config.output_normalization else None
-        self.prepared: Prepared[Weights] = Prepared()
+        self.prepared: Prepared[Passes] = Prepared()
         self.prepared_elements: Prepared[dict[tuple[int, ...], ElementWeights]] = Prepared()
 
     def forward(self, x: Features, edges: Edges) -> Features:

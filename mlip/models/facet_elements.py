@@ -14,20 +14,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.models.facet_product_block import Weights
+from mlip.models.facet_product_block import Passes, passes
 from mlip.ops import ConvolutionSignature
 from mlip.ops.backend import CHANNEL_BLOCK
 
 
 class ElementWeights(NamedTuple):
-    """Weights of a block whose messages are summed by element.
+    """What runs a block whose messages are summed by element.
 
-    made_of: those of the block. features: [S, width], what the new convolution takes from an atom
-    of each element.
+    made_of: what runs it in general. features: [S, width], what the new convolution takes from an
+    atom of each element.
     """
 
-    made_of: Weights
-    weights: Weights
+    made_of: Passes
+    passes: Passes
     features: Tensor
 
 
@@ -38,7 +38,7 @@ def width_of(n_elements: int, n_radial: int, dtype: torch.dtype) -> int:
 
 
 def weights_of_elements(
-    weights: Weights,
+    general: Passes,
     signature: ConvolutionSignature,
     table: Tensor,
     present: tuple[int, ...],
@@ -46,13 +46,14 @@ def weights_of_elements(
     """Change the weights of a block to those that sum messages by element.
 
     Args:
-        weights: of the block.
+        general: what runs the block.
         signature: of its convolution, from scalars alone.
         table: X, [S, C].
         present: rows of elements that are there.
     """
     from mlip.ops.cpu.library import encode
 
+    weights = general.weights
     kernel, after = weights.kernel, weights.after
     n_radial, n = len(kernel), len(present)
     width = width_of(n, n_radial, kernel.dtype)
@@ -72,4 +73,4 @@ def weights_of_elements(
         kernel=unit.repeat(1, len(signature.paths)),
         after=tuple(matrices),
     )
-    return ElementWeights(weights, changed, features)
+    return ElementWeights(general, passes(changed), features)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlip.models import facet_elements, facet_product_block, facet_scalar_block
-from mlip.models.facet_packed import add_shared, split
+from mlip.models.facet_packed import by_degree
 from mlip.nn.node_update import ScalarUpdate, SphereProductUpdate
 from mlip.ops import Features, Neighborhood
 from mlip.ops.backend import CHECK_EDGES, compare, odd_channels, tracing, use_kernel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FOR_CPU = "it is written for processors"
 MOST_SETS = 64  # of elements, whose weights are kept: data sets have thousands
-Weights = facet_product_block.Weights | facet_scalar_block.Weights
+Passes = facet_product_block.Passes | facet_scalar_block.Passes
 
 
 def block_in_inference(block: FacetBlock, x: Features, edges: Edges) -> Features | None:
@@ -55,18 +55,17 @@ def block_in_inference(block: FacetBlock, x: Features, edges: Edges) -> Features
 
 
 class _Own(NamedTuple):
-    """What a pass takes from the block. sources: features of messages where they are not x."""
+    """What runs a block. sources: features of messages where they are not x."""
 
     form: ModuleType
-    weights: Weights
-    residual: bool
+    passes: Passes
     sources: Tensor | None = None
 
 
 def _own(block: FacetBlock) -> _Own:
     form = _form(block)
     assert form is not None
-    return _Own(form, prepared(block), block.residual)
+    return _Own(form, prepared(block))
 
 
 def _by_elements(
@@ -74,7 +73,7 @@ def _by_elements(
 ) -> Features | None:
     """Run the first block by sums for elements, or return None where this is no gain."""
     assert edges.elements is not None
-    if not isinstance(own.weights, facet_product_block.Weights):
+    if not isinstance(own.passes, facet_product_block.Passes):
         return None
     species, table = edges.elements
     present = tuple(species.unique().tolist())
@@ -82,14 +81,14 @@ def _by_elements(
     if width >= table.shape[1]:
         return None
     cache = block.prepared_elements.get([table], dict)
-    if present not in cache or cache[present].made_of is not own.weights:
+    if present not in cache or cache[present].made_of is not own.passes:
         if len(cache) >= MOST_SETS:
             cache.clear()
         cache[present] = facet_elements.weights_of_elements(
-            own.weights, block.signature, table, present
+            own.passes, block.signature, table, present
         )
-    _, weights, features = cache[present]
-    own = own._replace(weights=weights, sources=features[species].flatten())
+    _, passes, features = cache[present]
+    own = own._replace(passes=passes, sources=features[species].flatten())
     x = tuple(part.detach() for part in x)
 
     def check() -> tuple[float, float]:
@@ -135,8 +134,8 @@ def _uncovered(block: FacetBlock, x: Features) -> str | None:
     return next((reason for reason in odd if reason is not None), None)
 
 
-def prepared(block: FacetBlock) -> Weights:
-    """Give the weights of a block, made anew when a parameter has changed."""
+def prepared(block: FacetBlock) -> Passes:
+    """Give what runs a block, made anew when a parameter has changed."""
     form = _form(block)
     assert form is not None
     return block.prepared.get(block.parameters(), lambda: form.prepare(block))
@@ -156,35 +155,22 @@ class _Block(torch.autograd.Function):
         ctx.own, ctx.neighbors = own, neighbors
         flat = torch.cat([part.reshape(-1) for part in x])
         sources = flat if own.sources is None else own.sources
-        out, kept = own.form.forward(
-            own.weights, neighbors, harmonics, basis, flat, ctx.channels, sources
-        )
-        target = own.weights.target
-        if own.residual:
-            add_shared(flat, out, neighbors.n_nodes, ctx.channels, target)
+        out, kept = own.form.forward(own.passes, neighbors, harmonics, basis, flat, sources)
         ctx.save_for_backward(harmonics, basis, *kept)
-        n = neighbors.n_nodes
-        return tuple(
-            rows.view(n, 2 * degree + 1, -1) for degree, rows in enumerate(split(out, n, target))
-        )
+        return by_degree(out, neighbors.n_nodes, own.passes.weights.target)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         harmonics, basis, *kept = ctx.saved_tensors
-        form, weights, residual, _ = ctx.own
-        n, channels = ctx.neighbors.n_nodes, ctx.channels
         gradient = torch.cat([part.reshape(-1) for part in gradients])
         wanted = any(ctx.needs_input_grad[4:])
-        dx, of_harmonics, of_basis = form.backward(
-            weights, ctx.neighbors, harmonics, basis, kept, gradient, channels, wanted
+        dx, of_harmonics, of_basis = ctx.own.form.backward(
+            ctx.own.passes, ctx.neighbors, harmonics, basis, kept, gradient, wanted
         )
-        if not wanted:
-            return None, None, of_harmonics, of_basis, *[None] * len(channels)
-        if residual:
-            add_shared(gradient, dx, n, weights.target, channels)
-        rows = enumerate(split(dx, n, channels))
-        parts = (part.view(n, 2 * degree + 1, channels[degree]) for degree, part in rows)
+        if dx is None:
+            return None, None, of_harmonics, of_basis, *[None] * len(ctx.channels)
+        parts = by_degree(dx, ctx.neighbors.n_nodes, ctx.channels)
         return None, None, of_harmonics, of_basis, *parts
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.models.facet_packed import Matrices, empty, scaled, split, widths
+from mlip.models.facet_packed import Matrices, scaled, widths
 from mlip.nn.node_update import SphereProductUpdate
 from mlip.ops import Neighborhood
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
+    from mlip.ops.cpu.node_program import Buffer, Program
     from mlip.ops.cpu.packed_products import PackedProducts
 
 
@@ -24,6 +25,7 @@ class Weights(NamedTuple):
     """Weights of a block with all constant factors in them; one matrix for each degree.
 
     message: signature of the convolution as text. kernel: [R, n_weights] of the radial functions.
+    channels: of each degree of the old features. residual: whether these are added to the new ones.
     after, skip: from the summed messages and from the old features. up: to the factors of the
     products. down, down_products: from features and from products. hidden, hidden_products: from
     scalars of both to the hidden layer of the gates; gates: from there to all channels.
@@ -31,6 +33,8 @@ class Weights(NamedTuple):
 
     message: str
     kernel: Tensor
+    channels: tuple[int, ...]
+    residual: bool
     after: Matrices
     skip: Matrices
     up: Matrices
@@ -47,8 +51,21 @@ class Weights(NamedTuple):
         return tuple(widths(self.down, 1))
 
 
-def prepare(block: FacetBlock) -> Weights:
-    """Give the weights of a block."""
+class Passes(NamedTuple):
+    """What runs a block. backward gives the gradient by old features, backward_edges does not."""
+
+    weights: Weights
+    forward: Program
+    backward: Program
+    backward_edges: Program
+
+
+def prepare(block: FacetBlock) -> Passes:
+    """Give what runs a block."""
+    return passes(_weights(block))
+
+
+def _weights(block: FacetBlock) -> Weights:
     from mlip.ops.cpu.library import encode
     from mlip.ops.cpu.packed_products import PackedProducts
 
@@ -65,6 +82,8 @@ def prepare(block: FacetBlock) -> Weights:
     return Weights(
         encode(block.signature),
         block.radial.kernels[0].detach(),
+        block.signature.channels,
+        block.residual,
         tuple(weight * block.message_scale for weight in scaled(block.after)),
         scaled(block.skip),
         scaled(update.up),
@@ -77,130 +96,135 @@ def prepare(block: FacetBlock) -> Weights:
     )
 
 
-class Kept(NamedTuple):
-    """What the backward pass needs of the forward pass, packed or [N, …]."""
+def passes(w: Weights) -> Passes:
+    """Write the programs for a block's weights."""
+    return Passes(w, _forward(w), _backward(w, True), _backward(w, False))
 
-    sources: Tensor
-    factors: Tensor
-    linear: Tensor
-    hidden: Tensor
-    gates: Tensor
+
+def _kept(program: Program, w: Weights) -> tuple[Buffer, Buffer, Buffer, Buffer]:
+    """Name what a forward pass keeps: factors, features before gates, hidden layer, gates."""
+    return (
+        program.given(widths(w.up, 1)),
+        program.given(w.target),
+        program.given(w.hidden.shape[1:]),
+        program.given((sum(w.target),)),
+    )
+
+
+def _forward(w: Weights) -> Program:
+    """Write the steps from summed messages to new features."""
+    from mlip.ops.cpu.node_program import Program
+
+    program = Program(w.products)
+    sums, x, out = (program.given(n) for n in (widths(w.after, 0), w.channels, w.target))
+    u, linear, hidden, gates = _kept(program, w)
+    y, v = program.local(widths(w.after, 1)), program.local(widths(w.down_products, 0))
+    active = program.local(hidden.channels)
+    for degree, matrix in enumerate(w.after):
+        program.multiply(y, sums, degree, matrix)
+        if degree < len(w.channels) and len(w.skip[degree]):
+            program.multiply(y, x, degree, w.skip[degree], add=True)
+        program.multiply(u, y, degree, w.up[degree])
+    program.products(v, u)
+    for degree, matrix in enumerate(w.down):
+        program.multiply(linear, y, degree, matrix)
+        program.multiply(linear, v, degree, w.down_products[degree], add=True)
+    program.multiply(hidden, y, 0, w.hidden)
+    program.multiply(hidden, v, 0, w.hidden_products, add=True)
+    program.silu(active, hidden)
+    program.multiply(gates, active, 0, w.gates)
+    program.gated(out, linear, gates)
+    if w.residual:
+        program.add(out, x)
+    return program
+
+
+def _backward(w: Weights, want_features: bool) -> Program:
+    """Write the steps from the gradient by new features to those by messages and old features."""
+    from mlip.ops.cpu.node_program import Program
+
+    program = Program(w.products)
+    gradient, d_sums = program.given(w.target), program.given(widths(w.after, 0))
+    dx = program.given(w.channels) if want_features else None
+    u, linear, hidden, gates = _kept(program, w)
+    d_linear, d_gates, d_active, d_hidden = (
+        program.local(like.channels) for like in (linear, gates, hidden, hidden)
+    )
+    dv, du = program.local(widths(w.down_products, 0)), program.local(u.channels)
+    dy = program.local(widths(w.after, 1))
+    program.gated(d_linear, gradient, gates, add_gates=False)
+    program.gate_slopes(d_gates, linear, gradient)
+    program.multiply(d_active, d_gates, 0, w.gates.T)
+    program.silu_slopes(d_hidden, d_active, hidden)
+    for degree, matrix in enumerate(w.down_products):
+        program.multiply(dv, d_linear, degree, matrix.T)
+    program.multiply(dv, d_hidden, 0, w.hidden_products.T, add=True)
+    program.slopes(du, dv, u)
+    for degree, matrix in enumerate(w.up):
+        program.multiply(dy, du, degree, matrix.T)
+        if degree < len(w.down):
+            program.multiply(dy, d_linear, degree, w.down[degree].T, add=True)
+        if degree == 0:
+            program.multiply(dy, d_hidden, 0, w.hidden.T, add=True)
+        program.multiply(d_sums, dy, degree, w.after[degree].T)
+    if dx is not None:
+        for degree in range(len(w.channels)):
+            if degree < len(w.skip) and len(w.skip[degree]):
+                program.multiply(dx, dy, degree, w.skip[degree].T)
+            else:  # nothing but messages carries it on
+                program.clear(dx, degree)
+        if w.residual:
+            program.add(dx, gradient)
+    return program
 
 
 def forward(
-    w: Weights,
+    passes: Passes,
     neighbors: Neighborhood,
     harmonics: Tensor,
     basis: Tensor,
     x: Tensor,
-    channels: Sequence[int],
     sources: Tensor,
-) -> tuple[Tensor, Kept]:
-    """Compute packed features of a block, without a residual, and what the backward pass needs.
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Compute packed features of a block, and what the backward pass needs.
 
     Args:
-        w: weights.
+        passes: of the block.
         neighbors, harmonics, basis: edges.
         x: packed features.
-        channels: of each degree of x.
         sources: packed features that messages are made of, in general x.
     """
     from mlip.ops.cpu.library import convolve
 
-    n = neighbors.n_nodes
+    w, n = passes.weights, neighbors.n_nodes
     sums = convolve(
         sources, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message
     )
-    old = split(x, n, channels)
-    _, y = empty(x, n, widths(w.after, 1))
-    factors, u = empty(x, n, widths(w.up, 1))
-    summed = split(sums, n, widths(w.after, 0))
-    for degree, rows in enumerate(y):
-        torch.mm(summed[degree], w.after[degree], out=rows)
-        if degree < len(old) and len(w.skip[degree]):
-            rows.addmm_(old[degree], w.skip[degree])
-        torch.mm(rows, w.up[degree], out=u[degree])
-    products = w.products.products(factors, n)
-    v = split(products, n, widths(w.down_products, 0))
-    linear, z = empty(x, n, widths(w.down, 1))
-    for degree, rows in enumerate(z):
-        torch.mm(y[degree], w.down[degree], out=rows)
-        rows.addmm_(v[degree], w.down_products[degree])
-    hidden = (y[0] @ w.hidden).addmm_(v[0], w.hidden_products)
-    gates = torch.nn.functional.silu(hidden) @ w.gates  # [N, ΣC]
-    return _gated(linear, gates, n, widths(w.down, 1)), Kept(
-        sources, factors, linear, hidden, gates
-    )
-
-
-def _gated(linear: Tensor, gates: Tensor, n: int, channels: Sequence[int]) -> Tensor:
-    """Add gates to scalars; multiply the other degrees by one plus gates."""
-    out, parts = empty(linear, n, channels)
-    pairs = zip(split(linear, n, channels), gates.split(list(channels), 1), parts, strict=True)
-    for degree, (rows, gate, part) in enumerate(pairs):
-        if degree == 0:
-            torch.add(rows, gate, out=part)
-        else:
-            wide = rows.view(n, 2 * degree + 1, channels[degree])
-            torch.addcmul(wide, wide, gate[:, None], out=part.view(wide.shape))
-    return out
+    out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
+    passes.forward.run(n, sums, x, out, *kept)
+    return out, (sources, *kept)
 
 
 def backward(
-    w: Weights,
+    passes: Passes,
     neighbors: Neighborhood,
     harmonics: Tensor,
     basis: Tensor,
     kept: Sequence[Tensor],
     gradient: Tensor,
-    channels: Sequence[int],
     want_features: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients by packed features (without a residual), harmonics and basis."""
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Compute the gradients by packed features, harmonics and basis."""
     from mlip.ops.cpu.library import convolve_backward
 
-    n, kept = neighbors.n_nodes, Kept(*kept)
-    d_linear, d_gates = _gate_slopes(kept, gradient, n, widths(w.down, 1))
-    d_hidden = torch.ops.aten.silu_backward(d_gates @ w.gates.T, kept.hidden)
-    d_products, dv = empty(gradient, n, widths(w.down_products, 0))
-    for degree, rows in enumerate(d_linear):
-        torch.mm(rows, w.down_products[degree].T, out=dv[degree])
-    dv[0].addmm_(d_hidden, w.hidden_products.T)
-    slopes = w.products.slopes(kept.factors, d_products, n)
-    du = split(slopes, n, widths(w.up, 1))
-    d_sums, ds = empty(gradient, n, widths(w.after, 0))
-    dx, old = empty(gradient, n, channels)
-    for rows in old[len(du) :]:  # degrees that nothing but messages carries on
-        rows.zero_()
-    for degree, rows in enumerate(du):
-        dy = torch.mm(rows, w.up[degree].T)
-        if degree < len(d_linear):
-            dy.addmm_(d_linear[degree], w.down[degree].T)
-        if degree == 0:
-            dy.addmm_(d_hidden, w.hidden.T)
-        torch.mm(dy, w.after[degree].T, out=ds[degree])
-        if want_features and degree < len(old):
-            torch.mm(dy, w.skip[degree].T, out=old[degree])
+    w, n = passes.weights, neighbors.n_nodes
+    sources, *kept = kept
+    program = passes.backward if want_features else passes.backward_edges
+    sizes = program.sizes(n)[1 : 3 if want_features else 2]
+    d_sums, *dx = (gradient.new_empty(size) for size in sizes)
+    program.run(n, gradient, d_sums, *dx, *kept)
     of_x, of_harmonics, of_basis, _ = convolve_backward(
-        kept.sources, harmonics, basis, w.kernel, d_sums, neighbors.rowptr, neighbors.source,
+        sources, harmonics, basis, w.kernel, d_sums, neighbors.rowptr, neighbors.source,
         w.message, [want_features, True, True, False],
     )  # fmt: skip
-    return dx.add_(of_x) if want_features else dx, of_harmonics, of_basis
-
-
-def _gate_slopes(
-    kept: Kept, gradient: Tensor, n: int, channels: Sequence[int]
-) -> tuple[list[Tensor], Tensor]:
-    """Gradients by what ``_gated`` takes: matrices of each degree, and [N, ΣC] of the gates."""
-    rows, of_gates = [], torch.empty_like(kept.gates)
-    parts = [split(flat, n, channels) for flat in (kept.linear, gradient)]
-    gates = (kept.gates.split(list(channels), 1), of_gates.split(list(channels), 1))
-    for degree, (linear, slope, gate, of_gate) in enumerate(zip(*parts, *gates, strict=True)):
-        if degree == 0:
-            of_gate.copy_(slope)
-            rows.append(slope)
-        else:
-            wide = slope.view(n, 2 * degree + 1, channels[degree])
-            torch.sum(wide * linear.view(wide.shape), 1, out=of_gate)
-            rows.append(torch.addcmul(wide, wide, gate[:, None]).view(slope.shape))
-    return rows, of_gates
+    return dx[0].add_(of_x) if want_features else None, of_harmonics, of_basis

@@ -8,27 +8,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mlip.models.facet_packed import Matrices, scaled, split
+from mlip.models.facet_packed import Matrices, scaled
 from mlip.nn.node_update import ScalarUpdate
 from mlip.ops import Neighborhood
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
+    from mlip.ops.cpu.node_program import Program
 
 
 class Weights(NamedTuple):
     """Weights of a block with all constant factors in them.
 
     message: signature of the convolution as text. kernel: [R, n_weights] of the radial functions.
-    after, skip: from the summed messages and from the old scalars. layers: of the perceptron.
+    channels: of each degree of the old features. residual: whether old scalars are added to the new
+    ones. after, skip: from the summed messages and from the old scalars. layers: of the perceptron.
     """
 
     message: str
     kernel: Tensor
+    channels: tuple[int, ...]
+    residual: bool
     after: Tensor
     skip: Tensor
     layers: Matrices
@@ -39,81 +42,125 @@ class Weights(NamedTuple):
         return (self.layers[-1].shape[1],)
 
 
+class Passes(NamedTuple):
+    """What runs a block."""
+
+    weights: Weights
+    forward: Program
+    backward: Program
+
+
 def covers(update: ScalarUpdate) -> bool:
     """Whether this is the perceptron of an update."""
     mlp = update.mlp
     return mlp.activation is silu and mlp.final_is_linear and not len(mlp.norm_scales)
 
 
-def prepare(block: FacetBlock) -> Weights:
-    """Give the weights of a block."""
+def prepare(block: FacetBlock) -> Passes:
+    """Give what runs a block."""
     from mlip.ops.cpu.library import encode
 
     assert isinstance(block.update, ScalarUpdate)
     *layers, last = (layer.detach() for layer in block.update.mlp.kernels)
     if block.residual_gain is not None:
         last = last * block.residual_gain.gain
-    return Weights(
+    weights = Weights(
         encode(block.signature),
         block.radial.kernels[0].detach(),
+        block.signature.channels,
+        block.residual,
         scaled(block.after)[0] * block.message_scale,
         scaled(block.skip)[0],
         (*layers, last),
     )
+    return Passes(weights, _forward(weights), _backward(weights))
+
+
+def _forward(w: Weights) -> Program:
+    """Write the steps from summed messages to new scalars."""
+    from mlip.ops.cpu.node_program import Program
+
+    program = Program()
+    sums, x, out = (program.given(n) for n in (w.after.shape[:1], w.channels, w.target))
+    layers = [program.given(layer.shape[1:]) for layer in w.layers[:-1]]
+    y = program.local(w.after.shape[1:])
+    program.multiply(y, sums, 0, w.after)
+    program.multiply(y, x, 0, w.skip, add=True)
+    for hidden, layer in zip(layers, w.layers[:-1], strict=True):
+        program.multiply(hidden, y, 0, layer)
+        y = program.local(hidden.channels)
+        program.silu(y, hidden)
+    program.multiply(out, y, 0, w.layers[-1])
+    if w.residual:
+        program.add(out, x)
+    return program
+
+
+def _backward(w: Weights) -> Program:
+    """Write the steps from the gradient by new scalars to those by messages and old features."""
+    from mlip.ops.cpu.node_program import Program
+
+    program = Program()
+    gradient, d_sums, dx = (program.given(n) for n in (w.target, w.after.shape[:1], w.channels))
+    layers = [program.given(layer.shape[1:]) for layer in w.layers[:-1]]
+    slope = gradient
+    for hidden, layer in zip(reversed(layers), reversed(w.layers), strict=False):
+        of_active, of_hidden = program.local(hidden.channels), program.local(hidden.channels)
+        program.multiply(of_active, slope, 0, layer.T)
+        program.silu_slopes(of_hidden, of_active, hidden)
+        slope = of_hidden
+    dy = program.local(w.after.shape[1:])
+    program.multiply(dy, slope, 0, w.layers[0].T)
+    program.multiply(d_sums, dy, 0, w.after.T)
+    program.multiply(dx, dy, 0, w.skip.T)
+    for degree in range(1, len(w.channels)):
+        program.clear(dx, degree)
+    if w.residual:
+        program.add(dx, gradient)
+    return program
 
 
 def forward(
-    w: Weights,
+    passes: Passes,
     neighbors: Neighborhood,
     harmonics: Tensor,
     basis: Tensor,
     x: Tensor,
-    channels: Sequence[int],
     sources: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Compute the scalars of a block, without a residual, and what the backward pass needs.
+    """Compute the scalars of a block, and what the backward pass needs.
 
     Arguments as for a block of products.
     """
     from mlip.ops.cpu.library import convolve
 
-    n = neighbors.n_nodes
+    w, n = passes.weights, neighbors.n_nodes
     sums = convolve(
         sources, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message
     )
-    y = torch.mm(sums.view(n, -1), w.after)
-    y.addmm_(split(x, n, channels)[0], w.skip)
-    hidden = []
-    for layer in w.layers[:-1]:
-        hidden.append(torch.mm(y, layer))
-        y = silu(hidden[-1])
-    return torch.mm(y, w.layers[-1]).view(-1), (sources, *hidden)
+    out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
+    passes.forward.run(n, sums, x, out, *kept)
+    return out, (sources, *kept)
 
 
 def backward(
-    w: Weights,
+    passes: Passes,
     neighbors: Neighborhood,
     harmonics: Tensor,
     basis: Tensor,
     kept: Sequence[Tensor],
     gradient: Tensor,
-    channels: Sequence[int],
     want_features: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients by packed features (without a residual), harmonics and basis."""
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Compute the gradients by packed features, harmonics and basis."""
     from mlip.ops.cpu.library import convolve_backward
 
-    n = neighbors.n_nodes
-    sources, *hidden = kept
-    slope = torch.mm(gradient.view(n, -1), w.layers[-1].T)
-    for layer, before in zip(reversed(w.layers[:-1]), reversed(hidden), strict=True):
-        slope = torch.mm(torch.ops.aten.silu_backward(slope, before), layer.T)
-    of_sums = torch.mm(slope, w.after.T).view(-1)
-    wanted = [want_features, True, True, False]
+    w, n = passes.weights, neighbors.n_nodes
+    sources, *kept = kept
+    d_sums, dx = (gradient.new_empty(size) for size in passes.backward.sizes(n)[1:3])
+    passes.backward.run(n, gradient, d_sums, dx, *kept)
     of_x, of_harmonics, of_basis, _ = convolve_backward(
-        sources, harmonics, basis, w.kernel, of_sums, neighbors.rowptr, neighbors.source, w.message,
-        wanted,
+        sources, harmonics, basis, w.kernel, d_sums, neighbors.rowptr, neighbors.source, w.message,
+        [want_features, True, True, False],
     )  # fmt: skip
-    if want_features:
-        split(of_x, n, channels)[0].addmm_(slope, w.skip.T)
-    return of_x, of_harmonics, of_basis
+    return dx.add_(of_x) if want_features else None, of_harmonics, of_basis

@@ -28,17 +28,14 @@ from mlip.simulation.calculator import Calculator
 PARTS = {  # words in the file or the name of a function
     "convolution, forward": ("convolution_", "forward_pass"),
     "convolution, backward": ("convolution_", "backward_pass"),
-    "products on the sphere": ("packed_products_", ""),
+    "updates of atoms": ("node_program_", "run"),
     "functions of edges": ("mlip_edges_", ""),
-    "sums of chunks": ("", "sum_chunks"),
+    "sums of chunks": ("", "add_chunks"),
 }
-MATRIX_PRODUCTS = ("torch.mm", "addmm_", "matmul")
 
 
 def part_of(file: str, name: str) -> str | None:
     """Name the part that a function belongs to."""
-    if any(word in name for word in MATRIX_PRODUCTS):
-        return "matrix products"
     return next((p for p, (a, b) in PARTS.items() if a in file and b in name), None)
 
 

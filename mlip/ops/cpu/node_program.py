@@ -1,0 +1,217 @@
+"""Steps from features of atoms to features of atoms, all in one compiled call.
+
+A program is written once for a set of weights: matrix products of each degree, gates, products on
+the sphere. The call does all steps for a few atoms, whose intermediate results stay in cache, then
+for the next few. For code that writes its own backward pass: nothing here is seen by autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlip.ops.cpu import threads
+from mlip.ops.cpu.cache import load
+from mlip.ops.cpu.node_program_text import KINDS, source_text
+from mlip.ops.cpu.packed_products import PackedProducts, tables
+from mlip.ops.cpu.runner import BLOCK
+from mlip.ops.cpu.simd import lanes
+
+SERIAL = 2_000_000  # multiply-adds below which threads do not pay
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Packed features: for each degree [N, 2l + 1, C_l], one degree after the other."""
+
+    number: int
+    channels: tuple[int, ...]
+
+    def size(self, n_atoms: int) -> int:
+        """Count the numbers in it."""
+        return n_atoms * sum((2 * degree + 1) * n for degree, n in enumerate(self.channels))
+
+
+class Program:
+    """Steps on buffers, in the order in which they are asked for."""
+
+    def __init__(self, products: PackedProducts | None = None) -> None:
+        """Begin a program.
+
+        Args:
+            products: which products on the sphere it may take.
+        """
+        self.sphere = products
+        self._buffers: list[Buffer] = []
+        self._given: list[bool] = []
+        self._steps: list[tuple[int, ...]] = []
+        self._weights: list[Tensor] = []
+
+    def given(self, channels: Sequence[int]) -> Buffer:
+        """Name features in the caller's memory: the next tensor of a call."""
+        return self._buffer(channels, True)
+
+    def local(self, channels: Sequence[int]) -> Buffer:
+        """Name features that no one needs after the call."""
+        return self._buffer(channels, False)
+
+    def _buffer(self, channels: Sequence[int], is_given: bool) -> Buffer:
+        buffer = Buffer(len(self._buffers), tuple(channels))
+        self._buffers.append(buffer)
+        self._given.append(is_given)
+        return buffer
+
+    def multiply(
+        self, out: Buffer, x: Buffer, degree: int, matrix: Tensor, *, add: bool = False
+    ) -> None:
+        """Write x·matrix of one degree, or add it."""
+        expected = (x.channels[degree], out.channels[degree])
+        if tuple(matrix.shape) != expected:
+            raise ValueError(f"matrix of degree {degree} is {tuple(matrix.shape)}, not {expected}")
+        first = sum(len(weight) for weight in self._weights)
+        self._weights.append(_panels(matrix))
+        self._step("multiply_add" if add else "multiply", out, x, x, degree, first)
+
+    def silu(self, out: Buffer, x: Buffer) -> None:
+        """Write silu of scalars."""
+        self._step("silu", out, x, x)
+
+    def silu_slopes(self, out: Buffer, gradient: Buffer, x: Buffer) -> None:
+        """Write the gradient by x of silu, given that by its result."""
+        self._step("silu_slopes", out, gradient, x)
+
+    def gated(self, out: Buffer, x: Buffer, gates: Buffer, *, add_gates: bool = True) -> None:
+        """Write scalars, plus gates or not, and other degrees times one plus gates."""
+        for degree, first in enumerate(_firsts(out.channels)):
+            if degree or add_gates:
+                self._step("gated", out, x, gates, degree, first)
+            else:
+                self.copy(out, x, 0)
+
+    def gate_slopes(self, out: Buffer, x: Buffer, gradient: Buffer) -> None:
+        """Write the gradient by the gates of ``gated``."""
+        self.copy(out, gradient, 0)
+        for degree, first in enumerate(_firsts(x.channels)[1:], 1):
+            self._step("gate_slopes", out, x, gradient, degree, first)
+
+    def add(self, out: Buffer, x: Buffer) -> None:
+        """Add the channels of x that both have."""
+        for degree in range(min(len(out.channels), len(x.channels))):
+            self._step("add_shared", out, x, x, degree)
+
+    def clear(self, out: Buffer, degree: int) -> None:
+        """Write zeros to one degree."""
+        self._step("clear", out, out, out, degree)
+
+    def copy(self, out: Buffer, x: Buffer, degree: int) -> None:
+        """Write the channels of one degree of x that both have, zeros to others."""
+        self.clear(out, degree)
+        self._step("add_shared", out, x, x, degree)
+
+    def products(self, out: Buffer, u: Buffer) -> None:
+        """Write the running products of the factors u (given) to a local buffer."""
+        self._step("products", out, u, u)
+
+    def slopes(self, out: Buffer, gradient: Buffer, u: Buffer) -> None:
+        """Write the gradient by u (given), from that by the products; both local."""
+        self._step("slopes", out, gradient, u)
+
+    def _step(
+        self, kind: str, out: Buffer, x: Buffer, y: Buffer, degree: int = 0, number: int = 0
+    ) -> None:
+        numbers = (out.number, x.number, y.number)
+        self._steps.append((KINDS.index(kind), *numbers, degree, number))
+
+    def sizes(self, n_atoms: int) -> list[int]:
+        """Count the numbers in each buffer that is given."""
+        pairs = zip(self._buffers, self._given, strict=True)
+        return [buffer.size(n_atoms) for buffer, is_given in pairs if is_given]
+
+    def run(self, n_atoms: int, *tensors: Tensor) -> None:
+        """Do all steps.
+
+        Args:
+            n_atoms: N.
+            *tensors: packed features of the buffers that are given, in order, flat and contiguous.
+        """
+        tables, weights = self._tables, self._flat_weights
+        dtype = weights.dtype.name
+        given = iter(tensors)
+        addresses = np.array(
+            [next(given).data_ptr() if own else 0 for own in self._given], dtype=np.int64
+        )
+        module = _module(dtype, self.sphere)
+        call = partial(
+            module.run, *tables.of_buffers, addresses, tables.home, tables.per_atom, weights,
+            *_of_products(self.sphere, dtype), n_atoms,
+        )  # fmt: skip
+        threads.run_range(call, n_atoms, serial=n_atoms * len(weights) < SERIAL)
+
+    @cached_property
+    def _flat_weights(self) -> np.ndarray:
+        return torch.cat(self._weights).numpy()
+
+    @cached_property
+    def _tables(self) -> _Tables:
+        most = max(len(buffer.channels) for buffer in self._buffers)
+        widths = np.zeros((len(self._buffers), most), np.int64)
+        before, home, total = np.zeros_like(widths), np.zeros(len(self._buffers), np.int64), 0
+        for buffer, is_given in zip(self._buffers, self._given, strict=True):
+            n = len(buffer.channels)
+            widths[buffer.number, :n] = buffer.channels
+            sizes = [(2 * degree + 1) * width for degree, width in enumerate(buffer.channels)]
+            before[buffer.number, :n] = np.cumsum([0, *sizes])[:-1]
+            if not is_given:
+                home[buffer.number] = total
+                total += sum(sizes)
+        return _Tables((np.array(self._steps, np.int64), widths, before), home, total)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What the compiled code reads: see ``node_program_text``."""
+
+    of_buffers: tuple[np.ndarray, np.ndarray, np.ndarray]
+    home: np.ndarray
+    per_atom: int
+
+
+def _firsts(channels: Sequence[int]) -> list[int]:
+    return [sum(channels[:degree]) for degree in range(len(channels))]
+
+
+def _panels(matrix: Tensor) -> Tensor:
+    """Lay a matrix out in panels of two vectors of columns, what is left in panels of one."""
+    width, columns = lanes(str(matrix.dtype).removeprefix("torch.")), matrix.shape[1]
+    whole = columns // (2 * width) * (2 * width)
+    parts = list(matrix[:, :whole].split(2 * width, 1)) if whole else []
+    for first in range(whole, columns, width):
+        own = matrix[:, first : first + width]
+        parts.append(torch.nn.functional.pad(own, (0, width - own.shape[1])))
+    flat = [part.reshape(-1) for part in parts]
+    return torch.cat([matrix.new_empty(0), *flat]).detach()
+
+
+def _of_products(products: PackedProducts | None, dtype: str) -> tuple[object, ...]:
+    """Tables of the products, number of circles, channels of a factor."""
+    if products is None:
+        none = np.zeros(0, dtype)
+        return none, none, 0, 0
+    circles, to, back = tables(products, dtype)
+    return to, back, circles, products.channels
+
+
+@cache
+def _module(dtype: str, products: PackedProducts | None) -> ModuleType:
+    """Compiled code, from the cache on disk if it is there."""
+    if products is None:
+        return load(f"node_program_{dtype}", source_text(dtype, None, False))
+    degrees = (products.lmax, products.lmax_out, products.order)
+    text = source_text(dtype, degrees, products.channels % BLOCK[dtype] > 0)
+    return load(f"node_program_{'_'.join(map(str, degrees))}_{dtype}", text)
