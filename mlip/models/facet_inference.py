@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from mlip.models import facet_elements, facet_product_block, facet_scalar_block
-from mlip.models.facet_packed import by_degree
+from mlip.models.facet_packed import by_degree, joined
 from mlip.nn.node_update import ScalarUpdate, SphereProductUpdate
+from mlip.nn.prepared import parameters_of
 from mlip.ops import Features, Neighborhood
 from mlip.ops.backend import CHECK_EDGES, compare, odd_channels, tracing, use_kernel
 
@@ -138,7 +139,7 @@ def prepared(block: FacetBlock) -> Passes:
     """Give what runs a block, made anew when a parameter has changed."""
     form = _form(block)
     assert form is not None
-    return block.prepared.get(block.parameters(), lambda: form.prepare(block))
+    return block.prepared.get(parameters_of(block), lambda: form.prepare(block))
 
 
 class _Block(torch.autograd.Function):
@@ -153,7 +154,7 @@ class _Block(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.channels = tuple(part.shape[2] for part in x)
         ctx.own, ctx.neighbors = own, neighbors
-        flat = torch.cat([part.reshape(-1) for part in x])
+        flat = joined(x)
         sources = flat if own.sources is None else own.sources
         out, kept = own.form.forward(own.passes, neighbors, harmonics, basis, flat, sources)
         ctx.save_for_backward(harmonics, basis, *kept)
@@ -163,7 +164,7 @@ class _Block(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         harmonics, basis, *kept = ctx.saved_tensors
-        gradient = torch.cat([part.reshape(-1) for part in gradients])
+        gradient = joined(gradients)
         wanted = any(ctx.needs_input_grad[4:])
         dx, of_harmonics, of_basis = ctx.own.form.backward(
             ctx.own.passes, ctx.neighbors, harmonics, basis, kept, gradient, wanted

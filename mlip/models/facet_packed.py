@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mlip.nn.equivariant import EquivariantLinear
-from mlip.ops import Features
+from mlip.ops import Features, Neighborhood
 
 Matrices = tuple[Tensor, ...]
 
@@ -25,6 +26,37 @@ def by_degree(flat: Tensor, n_atoms: int, channels: Sequence[int]) -> Features:
         part.view(n_atoms, 2 * degree + 1, channels[degree])
         for degree, part in enumerate(flat.split(sizes))
     )
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Give degrees as one packed array, not copied where they lie one after another already."""
+    first, end = parts[0], parts[0].storage_offset()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.is_contiguous() and part.storage_offset() == end):
+            return torch.cat([part.reshape(-1) for part in parts])
+        end += part.numel()
+    start = first.storage_offset()
+    return first.detach().as_strided((end - start,), (1,), start)
+
+
+def summed_messages(
+    signature: str,
+    kernel: Tensor,
+    neighbors: Neighborhood,
+    harmonics: Tensor,
+    basis: Tensor,
+    sources: Tensor,
+) -> Tensor:
+    """Sum packed messages made of packed features; edges are checked once for all blocks."""
+    from mlip.ops.cpu.library import convolve
+
+    found = convolve(
+        sources, harmonics, basis, kernel, neighbors.rowptr, neighbors.source, signature,
+        neighbors.indices_checked,
+    )  # fmt: skip
+    neighbors.indices_checked = True
+    return found
 
 
 def widths(matrices: Matrices, dim: int) -> list[int]:

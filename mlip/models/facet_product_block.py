@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.models.facet_packed import Matrices, scaled, widths
+from mlip.models.facet_packed import Matrices, scaled, summed_messages, widths
 from mlip.nn.node_update import SphereProductUpdate
 from mlip.ops import Neighborhood
 
@@ -194,12 +194,8 @@ def forward(
         x: packed features.
         sources: packed features that messages are made of, in general x.
     """
-    from mlip.ops.cpu.library import convolve
-
     w, n = passes.weights, neighbors.n_nodes
-    sums = convolve(
-        sources, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message
-    )
+    sums = summed_messages(w.message, w.kernel, neighbors, harmonics, basis, sources)
     out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
     passes.forward.run(n, sums, x, out, *kept)
     return out, (sources, *kept)

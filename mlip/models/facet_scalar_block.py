@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mlip.models.facet_packed import Matrices, scaled
+from mlip.models.facet_packed import Matrices, scaled, summed_messages
 from mlip.nn.node_update import ScalarUpdate
 from mlip.ops import Neighborhood
 
@@ -132,12 +132,8 @@ def forward(
 
     Arguments as for a block of products.
     """
-    from mlip.ops.cpu.library import convolve
-
     w, n = passes.weights, neighbors.n_nodes
-    sums = convolve(
-        sources, harmonics, basis, w.kernel, neighbors.rowptr, neighbors.source, w.message
-    )
+    sums = summed_messages(w.message, w.kernel, neighbors, harmonics, basis, sources)
     out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
     passes.forward.run(n, sums, x, out, *kept)
     return out, (sources, *kept)

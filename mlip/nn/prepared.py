@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -67,6 +67,17 @@ class Prepared(Generic[T]):
         return [entries.tolist() for entries in self._entries] == self._seen and all(
             copy is None or torch.equal(copy, weight) for copy, weight in pairs
         )
+
+
+def parameters_of(module: nn.Module) -> Iterator[Tensor]:
+    """Walk over the weights of a module as they are now, in order; made for every call.
+
+    ``module.parameters()`` takes several times longer: it builds names and looks for duplicates.
+    """
+    yield from (weight for weight in module._parameters.values() if weight is not None)
+    for child in module._modules.values():
+        if child is not None:
+            yield from parameters_of(child)
 
 
 def _may_be_stepped(weight: Tensor) -> bool:

@@ -36,10 +36,12 @@ class Neighborhood:
     """Edges sorted by target.
 
     source, target: [E]; n_nodes: N; rowptr: [N + 1] first edge of each atom, and E.
+    indices_checked: whether a kernel has found that all edges exist.
     """
 
     def __init__(self, source: Tensor, target: Tensor, n_nodes: int, rowptr: Tensor) -> None:
         self.source, self.target, self.n_nodes, self.rowptr = source, target, n_nodes, rowptr
+        self.indices_checked = False
         self._padded: Padded | None = None
 
     def first(self, count: int) -> Neighborhood:

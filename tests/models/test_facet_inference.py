@@ -9,9 +9,13 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 
+from mlip.errors import InputError
 from mlip.graph import atoms_to_graph, batch_graphs
 from mlip.models import create_model
+from mlip.models.facet import Edges
 from mlip.models.facet_inference import prepared
+from mlip.models.facet_packed import by_degree, joined
+from mlip.ops import neighborhood
 from mlip.ops.backend import decisions
 from mlip.potential import Potential
 
@@ -242,3 +246,35 @@ def test_results_do_not_depend_on_threads():
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_edges_that_do_not_exist_are_refused_by_the_first_block_that_runs():
+    potential = make(MODELS["two factors"])
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    potential(graph)
+    assert all(how.startswith("CPU kernel") for how in told_of_blocks().values())
+    graph.edge_index = graph.edge_index.clone()
+    graph.edge_index[0, 3] = 99
+    vectors = torch.randn(graph.edge_index.shape[1], 3, dtype=torch.float64)
+    functions = potential.model.functions(vectors)
+    edges = Edges(*functions, neighborhood(graph.edge_index, 8), inference=True)
+    x = (torch.randn(8, 1, 16, dtype=torch.float64),)
+    with pytest.raises(InputError, match="sources among the atoms"):
+        potential.model.blocks[0](x, edges)
+
+
+def test_packed_features_are_not_copied_where_they_lie_in_order():
+    flat = torch.randn(2 * (3 + 3 * 5))
+    parts = by_degree(flat, 2, (3, 5))
+    assert joined(parts).data_ptr() == flat.data_ptr()
+    assert torch.equal(joined(parts), flat)
+    assert torch.equal(joined(parts[1:]), flat[6:])
+    for others in (
+        (parts[0], parts[1].clone()),
+        (parts[1], parts[0]),
+        (parts[0], parts[1].transpose(0, 1).contiguous().transpose(0, 1)),
+        (parts[0][:, :, :1].expand(2, 1, 3), parts[1]),
+    ):
+        expected = torch.cat([part.reshape(-1) for part in others])
+        assert torch.equal(joined(others), expected)
+        assert joined(others).data_ptr() != flat.data_ptr()

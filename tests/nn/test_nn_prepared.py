@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mlip.nn.prepared import Prepared
+from mlip.nn.prepared import Prepared, parameters_of
 from mlip.training.ema import WeightAverage
 
 
@@ -191,3 +191,12 @@ def test_nothing_is_hooked_into_optimisers_by_an_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "0"]
+
+
+def test_parameters_are_those_of_the_module_now():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ParameterList([torch.ones(2)]))
+    module.register_parameter("absent", None)
+    assert [id(w) for w in parameters_of(module)] == [id(w) for w in module.parameters()]
+    state = {name: tensor + 1 for name, tensor in module.state_dict().items()}
+    module.load_state_dict(state, assign=True)
+    assert [id(w) for w in parameters_of(module)] == [id(w) for w in module.parameters()]

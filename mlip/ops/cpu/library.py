@@ -116,11 +116,16 @@ def convolve(
     rowptr: Tensor,
     source: Tensor,
     signature: str,
+    indices_checked: bool = False,
 ) -> Tensor:
-    """Evaluate ``packed_convolution`` without derivatives."""
+    """Evaluate ``packed_convolution`` without derivatives.
+
+    ``indices_checked``: that edges exist is known from an earlier call.
+    """
     shape = layout(signature)
     check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
-    check_indices(rowptr, source)
+    if not indices_checked:
+        check_indices(rowptr, source)
     out = features.new_empty(shape.out_size(len(rowptr) - 1))
     runner.forward(
         shape, as_array(features), as_array(harmonics), as_array(radial),
