@@ -37,7 +37,7 @@ def test_pytorch_built_with_openmp_on_linux_has_a_team():
 @needs_team
 def test_a_body_runs_on_all_threads_at_once():
     meeting = threading.Barrier(3)  # passed only if three are there together
-    team.run_on_all(partial(meeting.wait, 5), 3)
+    team.run(partial(meeting.wait, 5), 3, 3)
     assert not meeting.broken
 
 
@@ -82,11 +82,11 @@ def test_the_error_of_a_task_arrives_and_the_others_are_done(in_main):
 def test_the_team_is_as_large_as_that_of_pytorch(monkeypatch):
     """The runtime would end and start threads for another size."""
     asked = []
-    monkeypatch.setattr(team, "run_on_all", lambda body, n: asked.append(n) or body())
+    monkeypatch.setattr(team, "run", lambda body, n, size: asked.append((n, size)) or body())
     monkeypatch.setattr(threads, "available_threads", lambda: 3)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     threads.run([lambda: None] * 2)
-    assert asked == [7]
+    assert asked == [(2, 7)]
 
 
 @pytest.mark.usefixtures("both_ways")
@@ -113,6 +113,7 @@ def test_tasks_take_no_more_threads_than_are_available(monkeypatch, torch_thread
 SCRIPT = """
 import os, threading, torch
 from mlip.ops.cpu import team, threads
+team.run(lambda: None, 1, 1)  # imports Numba, and with it libraries that start threads
 torch.set_num_threads(3)
 torch.randn(300_000).exp().sum()
 count = lambda: len(os.listdir("/proc/self/task"))

@@ -14,12 +14,15 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from mlip.ops.cpu import cache as code
+
 _forked = False
-_BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_BODY = ctypes.CFUNCTYPE(None)
 
 
 def _note_fork() -> None:
@@ -33,47 +36,70 @@ if hasattr(os, "register_at_fork"):
 
 def is_usable() -> bool:
     """Whether there is such a team; never in a forked child, which inherits no threads."""
-    return not _forked and _entry() is not None
+    return not _forked and _runtime() is not None
 
 
-def run_on_all(body: Callable[[], object], n_threads: int) -> None:
-    """Call ``body`` once on each of ``n_threads`` threads, the calling one among them, and wait.
+def run(body: Callable[[], object], n_threads: int, team_size: int) -> None:
+    """Call ``body`` once on each of some threads of a team, the calling one among them, and wait.
 
-    A team of another size than PyTorch's makes the runtime end and start threads. The runtime may
-    give fewer threads than asked for.
+    Args:
+        body: what they do.
+        n_threads: how many call it; the runtime may give fewer.
+        team_size: threads of the team. If it is not PyTorch's, the runtime ends and starts threads.
 
     Raises:
         BaseException: the first error of a call, when all have come back.
     """
-    entry = _entry()
-    if entry is None:
+    runtime = _runtime()
+    if runtime is None:
         raise RuntimeError("PyTorch has no OpenMP threads here; ask is_usable() first")
     errors: list[BaseException] = []
 
-    def guarded(_: int | None) -> None:
+    def guarded() -> None:
         try:
             body()
         except BaseException as error:
             errors.append(error)
 
-    entry(_BODY(guarded), None, n_threads, 0)
+    callback = _BODY(guarded)
+    data = np.array([n_threads, _address(runtime.thread_number), _address(callback)], np.int64)
+    runtime.parallel(_enter(), data.ctypes.data, team_size, 0)
     if errors:
         raise errors[0]
 
 
+class _Runtime(NamedTuple):
+    """Functions of the OpenMP library."""
+
+    parallel: Any
+    thread_number: Any
+
+
 @cache
-def _entry() -> Any:
-    """Find the function that starts a parallel region, as PyTorch's own calls find it, or None."""
+def _runtime() -> _Runtime | None:
+    """Find the functions that PyTorch's own calls find, or None."""
     if sys.platform != "linux" or not torch.backends.openmp.is_available():
         return None
     own = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     for name in (None, str(own)):
         try:
             library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-            entry = library.GOMP_parallel
+            found = _Runtime(library.GOMP_parallel, library.omp_get_thread_num)
         except (OSError, AttributeError):
             continue
-        entry.argtypes = (_BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        entry.restype = None
-        return entry
+        found.parallel.argtypes = (ctypes.c_void_p,) * 2 + (ctypes.c_uint,) * 2
+        found.parallel.restype = None
+        return found
     return None
+
+
+@cache
+def _enter() -> int:
+    """Address of the compiled function that a team begins with."""
+    source = Path(__file__).with_name("team_entry.py")
+    address: int = code.load("team", source.read_text(encoding="utf-8")).enter.address
+    return address
+
+
+def _address(function: Any) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value

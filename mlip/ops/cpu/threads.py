@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -77,20 +76,18 @@ def run(tasks: Sequence[Callable[[], object]]) -> None:
         for task in tasks:
             task()
         return
-    remaining, places = iter(tasks), iter(range(n_threads))
-    take = threading.Lock()
-
-    def next_of(items: Iterator[Any]) -> Any:
-        with take:
-            return next(items, None)
+    remaining, take = iter(tasks), threading.Lock()
 
     def work() -> None:
-        if next_of(places) is not None:
-            while (task := next_of(remaining)) is not None:
-                task()
+        while True:
+            with take:
+                task = next(remaining, None)
+            if task is None:
+                return
+            task()
 
     if team.is_usable():
-        team.run_on_all(work, max(n_threads, torch.get_num_threads()))
+        team.run(work, n_threads, max(n_threads, torch.get_num_threads()))
     else:
         _run_in_pool(work, n_threads)
 
