@@ -88,7 +88,7 @@ def _backends_of(name: str) -> dict[str, Any]:
 
 def _backends() -> dict[str, Any]:
     from mlip.ops.backend import cuda_missing, default_backend, numba_missing
-    from mlip.ops.cpu import cache, threads
+    from mlip.ops.cpu import cache, team, threads
 
     missing = numba_missing()
     facts: dict[str, Any] = {
@@ -106,7 +106,8 @@ def _backends() -> dict[str, Any]:
 
         facts["processor"] = (
             f"{binding.get_host_cpu_name()}, vectors of {8 * register_bytes()} bits, "
-            f"{threads.available_threads()} threads"
+            f"{threads.available_threads()} threads "
+            f"({'those of PyTorch' if team.is_usable() else 'a pool'})"
         )
         facts["compiled code"] = str(cache.cache_folder())
     reason = cuda_missing()

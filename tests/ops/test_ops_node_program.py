@@ -70,6 +70,16 @@ def test_a_matrix_of_another_shape_is_refused():
         program.multiply(out, x, 0, torch.zeros(3, 5))
 
 
+@pytest.mark.parametrize("x", [torch.zeros(9), torch.zeros(10, dtype=DOUBLE), torch.zeros(20)[::2]])
+def test_a_tensor_that_is_not_what_its_buffer_holds_is_refused(x):
+    """The compiled code would read beyond it."""
+    program = Program()
+    given, out = program.given((5,)), program.given((3,))
+    program.multiply(out, given, 0, torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"a buffer of 10 numbers got \("):
+        program.run(2, x, torch.zeros(6))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_silu_and_its_slopes(dtype):
     x = torch.cat([torch.linspace(-120, 120, 999, dtype=DOUBLE), random(1000)])

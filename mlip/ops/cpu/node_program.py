@@ -33,9 +33,10 @@ class Buffer:
     number: int
     channels: tuple[int, ...]
 
-    def size(self, n_atoms: int) -> int:
-        """Count the numbers in it."""
-        return n_atoms * sum((2 * degree + 1) * n for degree, n in enumerate(self.channels))
+    @property
+    def per_atom(self) -> int:
+        """Count the numbers of an atom."""
+        return sum((2 * degree + 1) * n for degree, n in enumerate(self.channels))
 
 
 class Program:
@@ -130,17 +131,26 @@ class Program:
 
     def sizes(self, n_atoms: int) -> list[int]:
         """Count the numbers in each buffer that is given."""
-        pairs = zip(self._buffers, self._given, strict=True)
-        return [buffer.size(n_atoms) for buffer, is_given in pairs if is_given]
+        return [n_atoms * per_atom for per_atom in self._given_per_atom]
 
     def run(self, n_atoms: int, *tensors: Tensor) -> None:
         """Do all steps.
 
         Args:
             n_atoms: N.
-            *tensors: packed features of the buffers that are given, in order, flat and contiguous.
+            *tensors: packed features of the buffers that are given, in order.
+
+        Raises:
+            ValueError: a tensor has another size, precision or layout than its buffer.
         """
         tables, weights = self._tables, self._flat_weights
+        for tensor, size in zip(tensors, self.sizes(n_atoms), strict=True):
+            kind = self._weights[0].dtype
+            if tensor.numel() != size or tensor.dtype != kind or not tensor.is_contiguous():
+                raise ValueError(
+                    f"a buffer of {size} numbers got {tuple(tensor.shape)}, {tensor.dtype}; "
+                    f"expected as many, {kind} and contiguous"
+                )
         dtype = weights.dtype.name
         given = iter(tensors)
         addresses = np.array(
@@ -152,6 +162,11 @@ class Program:
             *_of_products(self.sphere, dtype), n_atoms,
         )  # fmt: skip
         threads.run_range(call, n_atoms, serial=n_atoms * len(weights) < SERIAL)
+
+    @cached_property
+    def _given_per_atom(self) -> list[int]:
+        pairs = zip(self._buffers, self._given, strict=True)
+        return [buffer.per_atom for buffer, is_given in pairs if is_given]
 
     @cached_property
     def _flat_weights(self) -> np.ndarray:
