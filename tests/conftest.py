@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,32 @@ def shared() -> Path:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+class _Refusals(logging.Handler):
+    """Keeps what was said when a kernel erred or failed and something else ran instead of it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "instead of the" in str(record.msg):
+            self.said.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def _kernels_run(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail where a kernel was refused: what the test saw then was plain PyTorch.
+
+    Tests that mean it are marked ``refusals``.
+    """
+    logger, refusals = logging.getLogger("mlip"), _Refusals()
+    logger.addHandler(refusals)
+    yield
+    logger.removeHandler(refusals)
+    if refusals.said and not request.node.get_closest_marker("refusals"):
+        pytest.fail(f"a kernel was refused: {'; '.join(refusals.said)}")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.models.facet_product_block import Passes, passes
+from mlip.models.facet_product_block import Passes
 from mlip.ops import ConvolutionSignature
 from mlip.ops.backend import CHANNEL_BLOCK
 
@@ -52,6 +52,7 @@ def weights_of_elements(
         present: rows of elements that are there.
     """
     from mlip.ops.cpu.library import encode
+    from mlip.ops.cpu.node_program import Matrix
 
     weights = general.weights
     kernel, after = weights.kernel, weights.after
@@ -63,14 +64,14 @@ def weights_of_elements(
     for slot, row in enumerate(present):
         features[row, slot * n_radial : (slot + 1) * n_radial] = 1
     own = table.detach()[list(present)]
-    matrices = list(after)
+    matrices = [matrix.tensor for matrix in after]
     for part, (_, _, l3) in zip(kernel.split(table.shape[1], 1), signature.paths, strict=True):
-        rows = (own[:, None] * part).flatten(0, 1) @ after[l3]  # [elements · R, mixed]
+        rows = (own[:, None] * part).flatten(0, 1) @ after[l3].tensor  # [elements · R, mixed]
         matrices[l3] = torch.nn.functional.pad(rows, (0, 0, 0, width - len(rows)))
     messages = replace(signature, channels=(width,))
     changed = weights._replace(
         message=encode(messages),
         kernel=unit.repeat(1, len(signature.paths)),
-        after=tuple(matrices),
+        after=tuple(map(Matrix, matrices)),
     )
-    return ElementWeights(general, passes(changed), features)
+    return ElementWeights(general, Passes(changed), features)

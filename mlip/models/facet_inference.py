@@ -2,7 +2,7 @@
 
 The arithmetic is that of ``FacetBlock`` with messages linear in radial functions and products on
 the sphere, or a perceptron on scalars, as node update. What it saves is everything around it:
-features stay in one array, degree after degree, matrix products write where the next step reads,
+features stay in one array, degree after degree, the steps between two convolutions are one program,
 constant factors are part of the weights, and autograd sees one operation.
 """
 
@@ -20,7 +20,7 @@ from mlip.models.facet_packed import by_degree, joined
 from mlip.nn.node_update import ScalarUpdate, SphereProductUpdate
 from mlip.nn.prepared import parameters_of
 from mlip.ops import Features, Neighborhood
-from mlip.ops.backend import CHECK_EDGES, compare, odd_channels, tracing, use_kernel
+from mlip.ops.backend import CHECK_EDGES, compare, disturbed, odd_channels, tracing, use_kernel
 
 if TYPE_CHECKING:
     from mlip.models.facet import Edges, FacetBlock
@@ -180,12 +180,12 @@ def _compared(
 ) -> tuple[float, float]:
     """Errors of this and of the general way in plain PyTorch, on the first edges.
 
-    Without ``own`` features are inputs, too, with some noise.
+    Harmonics have some noise; without ``own`` features are inputs, too, with noise.
     """
     count = min(CHECK_EDGES, edges.basis.shape[0])
     part = edges.neighbors.first(count)
     constant = () if own is None else x
-    varied = _disturbed(x) if own is None else []
+    varied = disturbed(x) if own is None else []
 
     def plain(harmonics: Tensor, basis: Tensor, *features: Tensor) -> Features:
         general = copy.deepcopy(block).to(basis.dtype).requires_grad_(False)
@@ -198,12 +198,5 @@ def _compared(
     def fast(harmonics: Tensor, basis: Tensor, *features: Tensor) -> Features:
         return _run(own or _own(block), part, harmonics, basis, features or constant)
 
-    return compare(plain, fast, [edges.harmonics[:count], edges.basis[:count], *varied])
-
-
-def _disturbed(x: Features) -> list[Tensor]:
-    """Add noise: what vanishes by symmetry, in a perfect crystal, has no relative error."""
-    generator = torch.Generator().manual_seed(0)
-    size = torch.cat([part.detach().flatten() for part in x]).square().mean().sqrt()
-    noise = [torch.randn(part.shape, generator=generator).to(part) for part in x]
-    return [part.detach() + size * own for part, own in zip(x, noise, strict=True)]
+    harmonics = disturbed([edges.harmonics[:count]])
+    return compare(plain, fast, [*harmonics, edges.basis[:count], *varied])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from torch import Tensor
 from mlip.nn.equivariant import EquivariantLinear
 from mlip.ops import Features, Neighborhood
 
-Matrices = tuple[Tensor, ...]
+if TYPE_CHECKING:
+    from mlip.ops.cpu.node_program import Matrix
 
 
-def scaled(linear: EquivariantLinear) -> Matrices:
+def scaled(linear: EquivariantLinear) -> list[Tensor]:
     """Matrices of a linear map; an absent degree has no rows."""
-    return tuple(w.detach() / math.sqrt(max(len(w), 1)) for w in linear.weights)
+    return [w.detach() / math.sqrt(max(len(w), 1)) for w in linear.weights]
 
 
 def by_degree(flat: Tensor, n_atoms: int, channels: Sequence[int]) -> Features:
@@ -59,6 +61,6 @@ def summed_messages(
     return found
 
 
-def widths(matrices: Matrices, dim: int) -> list[int]:
+def widths(matrices: Sequence[Matrix], dim: int) -> list[int]:
     """Rows (dim 0) or columns (1) of the matrix of each degree."""
     return [matrix.shape[dim] for matrix in matrices]

@@ -6,18 +6,19 @@ Nothing here is seen by autograd: ``facet_inference.py`` calls both.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mlip.models.facet_packed import Matrices, scaled, summed_messages, widths
+from mlip.models.facet_packed import scaled, summed_messages, widths
 from mlip.nn.node_update import SphereProductUpdate
 from mlip.ops import Neighborhood
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
-    from mlip.ops.cpu.node_program import Buffer, Program
+    from mlip.ops.cpu.node_program import Buffer, Matrix, Program
     from mlip.ops.cpu.packed_products import PackedProducts
 
 
@@ -35,14 +36,14 @@ class Weights(NamedTuple):
     kernel: Tensor
     channels: tuple[int, ...]
     residual: bool
-    after: Matrices
-    skip: Matrices
-    up: Matrices
-    down: Matrices
-    down_products: Matrices
-    hidden: Tensor
-    hidden_products: Tensor
-    gates: Tensor
+    after: tuple[Matrix, ...]
+    skip: tuple[Matrix, ...]
+    up: tuple[Matrix, ...]
+    down: tuple[Matrix, ...]
+    down_products: tuple[Matrix, ...]
+    hidden: Matrix
+    hidden_products: Matrix
+    gates: Matrix
     products: PackedProducts
 
     @property
@@ -51,22 +52,36 @@ class Weights(NamedTuple):
         return tuple(widths(self.down, 1))
 
 
-class Passes(NamedTuple):
-    """What runs a block. backward gives the gradient by old features, backward_edges does not."""
+class Passes:
+    """What runs a block; programs are written when first needed."""
 
-    weights: Weights
-    forward: Program
-    backward: Program
-    backward_edges: Program
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+
+    @cached_property
+    def forward(self) -> Program:
+        """From summed messages to new features."""
+        return _forward(self.weights)
+
+    @cached_property
+    def backward(self) -> Program:
+        """From the gradient by new features to those by messages and old features."""
+        return _backward(self.weights, want_features=True)
+
+    @cached_property
+    def backward_edges(self) -> Program:
+        """The same without old features."""
+        return _backward(self.weights, want_features=False)
 
 
 def prepare(block: FacetBlock) -> Passes:
     """Give what runs a block."""
-    return passes(_weights(block))
+    return Passes(_weights(block))
 
 
 def _weights(block: FacetBlock) -> Weights:
     from mlip.ops.cpu.library import encode
+    from mlip.ops.cpu.node_program import Matrix
     from mlip.ops.cpu.packed_products import PackedProducts
 
     update = block.update
@@ -84,21 +99,16 @@ def _weights(block: FacetBlock) -> Weights:
         block.radial.kernels[0].detach(),
         block.signature.channels,
         block.residual,
-        tuple(weight * block.message_scale for weight in scaled(block.after)),
-        scaled(block.skip),
-        scaled(update.up),
-        tuple(weight[:n].contiguous() for weight, n in zip(down, mixed, strict=False)),
-        tuple(weight[n:].contiguous() for weight, n in zip(down, mixed, strict=False)),
-        first[: mixed[0]].detach(),
-        first[mixed[0] :].detach(),
-        gates * factors,
+        tuple(Matrix(weight * block.message_scale) for weight in scaled(block.after)),
+        tuple(map(Matrix, scaled(block.skip))),
+        tuple(map(Matrix, scaled(update.up))),
+        tuple(Matrix(weight[:n]) for weight, n in zip(down, mixed, strict=False)),
+        tuple(Matrix(weight[n:]) for weight, n in zip(down, mixed, strict=False)),
+        Matrix(first[: mixed[0]]),
+        Matrix(first[mixed[0] :]),
+        Matrix(gates * factors),
         PackedProducts(*update.degrees, update.order, update.scale, width),
     )
-
-
-def passes(w: Weights) -> Passes:
-    """Write the programs for a block's weights."""
-    return Passes(w, _forward(w), _backward(w, True), _backward(w, False))
 
 
 def _kept(program: Program, w: Weights) -> tuple[Buffer, Buffer, Buffer, Buffer]:
@@ -112,7 +122,6 @@ def _kept(program: Program, w: Weights) -> tuple[Buffer, Buffer, Buffer, Buffer]
 
 
 def _forward(w: Weights) -> Program:
-    """Write the steps from summed messages to new features."""
     from mlip.ops.cpu.node_program import Program
 
     program = Program(w.products)
@@ -122,7 +131,7 @@ def _forward(w: Weights) -> Program:
     active = program.local(hidden.channels)
     for degree, matrix in enumerate(w.after):
         program.multiply(y, sums, degree, matrix)
-        if degree < len(w.channels) and len(w.skip[degree]):
+        if degree < len(w.channels) and w.skip[degree].shape[0]:
             program.multiply(y, x, degree, w.skip[degree], add=True)
         program.multiply(u, y, degree, w.up[degree])
     program.products(v, u)
@@ -139,8 +148,7 @@ def _forward(w: Weights) -> Program:
     return program
 
 
-def _backward(w: Weights, want_features: bool) -> Program:
-    """Write the steps from the gradient by new features to those by messages and old features."""
+def _backward(w: Weights, *, want_features: bool) -> Program:
     from mlip.ops.cpu.node_program import Program
 
     program = Program(w.products)
@@ -169,7 +177,7 @@ def _backward(w: Weights, want_features: bool) -> Program:
         program.multiply(d_sums, dy, degree, w.after[degree].T)
     if dx is not None:
         for degree in range(len(w.channels)):
-            if degree < len(w.skip) and len(w.skip[degree]):
+            if degree < len(w.skip) and w.skip[degree].shape[0]:
                 program.multiply(dx, dy, degree, w.skip[degree].T)
             else:  # nothing but messages carries it on
                 program.clear(dx, degree)

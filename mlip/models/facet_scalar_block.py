@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mlip.models.facet_packed import Matrices, scaled, summed_messages
+from mlip.models.facet_packed import scaled, summed_messages
 from mlip.nn.node_update import ScalarUpdate
 from mlip.ops import Neighborhood
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
-    from mlip.ops.cpu.node_program import Program
+    from mlip.ops.cpu.node_program import Matrix, Program
 
 
 class Weights(NamedTuple):
@@ -32,9 +32,9 @@ class Weights(NamedTuple):
     kernel: Tensor
     channels: tuple[int, ...]
     residual: bool
-    after: Tensor
-    skip: Tensor
-    layers: Matrices
+    after: Matrix
+    skip: Matrix
+    layers: tuple[Matrix, ...]
 
     @property
     def target(self) -> tuple[int, ...]:
@@ -59,6 +59,7 @@ def covers(update: ScalarUpdate) -> bool:
 def prepare(block: FacetBlock) -> Passes:
     """Give what runs a block."""
     from mlip.ops.cpu.library import encode
+    from mlip.ops.cpu.node_program import Matrix
 
     assert isinstance(block.update, ScalarUpdate)
     *layers, last = (layer.detach() for layer in block.update.mlp.kernels)
@@ -69,9 +70,9 @@ def prepare(block: FacetBlock) -> Passes:
         block.radial.kernels[0].detach(),
         block.signature.channels,
         block.residual,
-        scaled(block.after)[0] * block.message_scale,
-        scaled(block.skip)[0],
-        (*layers, last),
+        Matrix(scaled(block.after)[0] * block.message_scale),
+        Matrix(scaled(block.skip)[0]),
+        tuple(map(Matrix, (*layers, last))),
     )
     return Passes(weights, _forward(weights), _backward(weights))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mlip.ops.backend import CHECK_EDGES, Backend, compare, use_kernel
+from mlip.ops.backend import CHECK_EDGES, Backend, compare, disturbed, use_kernel
 from mlip.ops.convolution import (
     FEW_RADIAL,
     ConvolutionSignature,
@@ -96,5 +96,6 @@ def _compared(
             signature, inputs[:n], inputs[n], inputs[n + 1], last, part.rowptr, part.source
         )
 
-    edges = [tensor[:count] for tensor in tensors[n : n + 2]]
-    return compare(plain, fast, [*tensors[:n], *edges, *tensors[n + 2 :]])
+    harmonics = disturbed([tensors[n][:count]])
+    inputs = [*disturbed(tensors[:n]), *harmonics, tensors[n + 1][:count], *tensors[n + 2 :]]
+    return compare(plain, fast, inputs)

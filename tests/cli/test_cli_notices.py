@@ -50,6 +50,7 @@ def test_a_command_that_finds_compiled_code_says_nothing(command, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.refusals
 def test_a_kernel_that_is_not_used_is_no_notice_of_compilation(command, capsys):
     """The warning of the logger stands alone: nobody waits for that kernel again."""
     command(7.4, error=1.0)

@@ -140,6 +140,7 @@ def test_atoms_and_elements_that_do_not_exist_are_an_error():
             kernel(numbers, vectors, atoms)
 
 
+@pytest.mark.refusals
 def test_a_wrong_kernel_is_not_used_even_where_no_edge_is_near(monkeypatch, caplog):
     right = screened_pairs._run
 

@@ -95,6 +95,7 @@ def test_weights_of_many_radial_functions_are_stored_while_they_are_few(name, mo
     assert forms == [True, False, name == "torch"]
 
 
+@pytest.mark.refusals
 def test_a_wrong_kernel_is_not_used(caplog, monkeypatch):
     right = runner.backward
 
@@ -112,6 +113,7 @@ def test_a_wrong_kernel_is_not_used(caplog, monkeypatch):
     assert torch.equal(found, summed("torch"))
 
 
+@pytest.mark.refusals
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_difference_of_two_that_err_may_be_twice_an_error(dtype):
     limit = backend.TOLERANCE[dtype]
@@ -131,6 +133,7 @@ def test_a_difference_of_two_that_err_may_be_twice_an_error(dtype):
     assert told["difference above"] == above
 
 
+@pytest.mark.refusals
 def test_a_kernel_that_does_not_compile_is_not_used(caplog, monkeypatch):
     def broken(*arguments):  # noqa: ARG001
         raise RuntimeError("no such instruction")

@@ -9,7 +9,7 @@ pytest.importorskip("numba")
 
 from mlip.ops import sphere_products
 from mlip.ops.cpu import node_program, threads
-from mlip.ops.cpu.node_program import Program
+from mlip.ops.cpu.node_program import Matrix, Program
 from mlip.ops.cpu.packed_products import PackedProducts
 from mlip.so3 import minimal_grid
 
@@ -51,13 +51,13 @@ def test_matrix_products_of_each_degree(shape, atoms, dtype):
     matrix = random(depth, columns)
     program = Program()
     given, out = program.given((2, depth)), program.given((0, columns))
-    program.multiply(out, given, 1, matrix.to(dtype))
+    program.multiply(out, given, 1, Matrix(matrix.to(dtype)))
     found = empty(atoms * 3 * columns, dtype)
     program.run(atoms, flat(x, dtype), found)
     assert close(found, (x[1] @ matrix).flatten())
     program = Program()
     given, out = program.given((2, depth)), program.given((0, columns))
-    program.multiply(out, given, 1, matrix.to(dtype), add=True)
+    program.multiply(out, given, 1, Matrix(matrix.to(dtype)), add=True)
     found = flat(before, dtype)
     program.run(atoms, flat(x, dtype), found)
     assert close(found, (before[1] + x[1] @ matrix).flatten())
@@ -67,7 +67,7 @@ def test_a_matrix_of_another_shape_is_refused():
     program = Program()
     x, out = program.given((5,)), program.local((3,))
     with pytest.raises(ValueError, match=r"matrix of degree 0 is \(3, 5\), not \(5, 3\)"):
-        program.multiply(out, x, 0, torch.zeros(3, 5))
+        program.multiply(out, x, 0, Matrix(torch.zeros(3, 5)))
 
 
 @pytest.mark.parametrize("x", [torch.zeros(9), torch.zeros(10, dtype=DOUBLE), torch.zeros(20)[::2]])
@@ -75,7 +75,7 @@ def test_a_tensor_that_is_not_what_its_buffer_holds_is_refused(x):
     """The compiled code would read beyond it."""
     program = Program()
     given, out = program.given((5,)), program.given((3,))
-    program.multiply(out, given, 0, torch.zeros(5, 3))
+    program.multiply(out, given, 0, Matrix(torch.zeros(5, 3)))
     with pytest.raises(ValueError, match=r"a buffer of 10 numbers got \("):
         program.run(2, x, torch.zeros(6))
 
@@ -89,7 +89,7 @@ def test_silu_and_its_slopes(dtype):
     (slopes,) = torch.autograd.grad(expected, x, seed)
     program = Program()
     given, gradient, out, of_x = (program.given((1,)) for _ in range(4))
-    program.multiply(program.local((1,)), given, 0, torch.ones(1, 1, dtype=dtype))
+    program.multiply(program.local((1,)), given, 0, Matrix(torch.ones(1, 1, dtype=dtype)))
     program.silu(out, given)
     program.silu_slopes(of_x, gradient, given)
     found = [empty(1999, dtype) for _ in range(2)]
@@ -102,7 +102,7 @@ def test_silu_and_its_slopes(dtype):
 def test_values_that_are_not_numbers_stay_so():
     program = Program()
     given, out = program.given((1,)), program.given((1,))
-    program.multiply(program.local((1,)), given, 0, torch.ones(1, 1))
+    program.multiply(program.local((1,)), given, 0, Matrix(torch.ones(1, 1)))
     program.silu(out, given)
     found = torch.zeros(2)
     program.run(2, torch.tensor([torch.nan, 1.0]), found)
@@ -126,7 +126,7 @@ def test_gates_and_their_slopes(dtype):
         program.given(n) for n in (channels, wide, channels, channels, wide, channels)
     )
     unit = torch.eye(CHANNELS, dtype=dtype)
-    program.multiply(program.local((CHANNELS,)), given, 0, unit)
+    program.multiply(program.local((CHANNELS,)), given, 0, Matrix(unit))
     program.gated(result, given, gate)
     program.gated(of_x, seed, gate, add_gates=False)
     program.gate_slopes(of_gates, given, seed)
@@ -143,7 +143,7 @@ def test_shared_channels_are_added_and_copied(dtype):
     x, before = packed((5, 20)), packed((7, 16, 3))
     program = Program()
     given, out, copied = (program.given(n) for n in ((5, 20), (7, 16, 3), (7,)))
-    program.multiply(program.local((5,)), given, 0, torch.eye(5, dtype=dtype))
+    program.multiply(program.local((5,)), given, 0, Matrix(torch.eye(5, dtype=dtype)))
     program.add(out, given)
     program.copy(copied, given, 0)
     found = [flat(x, dtype), flat(before, dtype), empty(7 * ATOMS, dtype)]
@@ -177,11 +177,11 @@ def sphere_program(case: tuple[int, int, int], dtype: torch.dtype) -> Program:
     v, dv, du = (program.local(n) for n in (products, products, factors))
     program.products(v, u)
     for degree, n in enumerate(products):
-        program.multiply(out, v, degree, torch.eye(n, dtype=dtype))
-        program.multiply(dv, seed, degree, torch.eye(n, dtype=dtype))
+        program.multiply(out, v, degree, Matrix(torch.eye(n, dtype=dtype)))
+        program.multiply(dv, seed, degree, Matrix(torch.eye(n, dtype=dtype)))
     program.slopes(du, dv, u)
     for degree, n in enumerate(factors):
-        program.multiply(of_u, du, degree, torch.eye(n, dtype=dtype))
+        program.multiply(of_u, du, degree, Matrix(torch.eye(n, dtype=dtype)))
     return program
 
 
@@ -211,3 +211,25 @@ def test_threads_do_not_change_a_bit(monkeypatch):
 def test_no_atoms():
     none = torch.empty(0)
     sphere_program((2, 2, 3), torch.float32).run(0, none, none, none, none)
+
+
+def test_matrices_of_two_precisions_are_refused():
+    program = Program()
+    x, out = program.given((5,)), program.given((3,))
+    program.multiply(out, x, 0, Matrix(torch.zeros(5, 3)))
+    with pytest.raises(ValueError, match="of one precision"):
+        program.multiply(out, x, 0, Matrix(torch.zeros(5, 3, dtype=DOUBLE)), add=True)
+
+
+@pytest.mark.parametrize("kind", ["products", "slopes"])
+def test_products_of_factors_that_lie_elsewhere_are_refused(kind):
+    """The compiled code takes the address of factors as it comes."""
+    program = Program(PackedProducts(1, 1, 2, SCALE, CHANNELS))
+    given, local = program.given((80, 80)), program.local((80, 80))
+    write = {
+        "products": program.products,
+        "slopes": lambda out, u: program.slopes(out, out, u),
+    }[kind]
+    for out, u in ((local, local), (given, given)):
+        with pytest.raises(ValueError, match="factors of products are given"):
+            write(out, u)

@@ -74,6 +74,7 @@ def no_decisions(monkeypatch):
     monkeypatch.setattr(backend, "_uncovered", {})
 
 
+@pytest.mark.refusals
 @pytest.mark.usefixtures("no_decisions")
 def test_a_wrong_pass_is_not_used(monkeypatch, caplog):
     case = Case(SMALL, torch.float64, 3)

@@ -39,6 +39,32 @@ class Buffer:
         return sum((2 * degree + 1) * n for degree, n in enumerate(self.channels))
 
 
+class Matrix:
+    """A matrix of weights, and how programs read it; both ways are made once."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+        self.shape = tensor.shape
+
+    @cached_property
+    def T(self) -> Matrix:
+        """The transposed matrix."""
+        return Matrix(self.tensor.T)
+
+    @cached_property
+    def panels(self) -> Tensor:
+        """Panels of two vectors of columns, what is left in panels of one, each row by row."""
+        dtype = str(self.tensor.dtype).removeprefix("torch.")
+        width, columns = lanes(dtype), self.shape[1]
+        whole = columns // (2 * width) * (2 * width)
+        parts = list(self.tensor[:, :whole].split(2 * width, 1)) if whole else []
+        for first in range(whole, columns, width):
+            own = self.tensor[:, first : first + width]
+            parts.append(torch.nn.functional.pad(own, (0, width - own.shape[1])))
+        flat = [part.reshape(-1) for part in parts]
+        return torch.cat([self.tensor.new_empty(0), *flat])
+
+
 class Program:
     """Steps on buffers, in the order in which they are asked for."""
 
@@ -52,7 +78,7 @@ class Program:
         self._buffers: list[Buffer] = []
         self._given: list[bool] = []
         self._steps: list[tuple[int, ...]] = []
-        self._weights: list[Tensor] = []
+        self._matrices: list[Matrix] = []
 
     def given(self, channels: Sequence[int]) -> Buffer:
         """Name features in the caller's memory: the next tensor of a call."""
@@ -69,15 +95,17 @@ class Program:
         return buffer
 
     def multiply(
-        self, out: Buffer, x: Buffer, degree: int, matrix: Tensor, *, add: bool = False
+        self, out: Buffer, x: Buffer, degree: int, matrix: Matrix, *, add: bool = False
     ) -> None:
         """Write x·matrix of one degree, or add it."""
         expected = (x.channels[degree], out.channels[degree])
         if tuple(matrix.shape) != expected:
             raise ValueError(f"matrix of degree {degree} is {tuple(matrix.shape)}, not {expected}")
-        first = sum(len(weight) for weight in self._weights)
-        self._weights.append(_panels(matrix))
-        self._step("multiply_add" if add else "multiply", out, x, x, degree, first)
+        if self._matrices and matrix.tensor.dtype != self._matrices[0].tensor.dtype:
+            raise ValueError("matrices of a program are of one precision")
+        self._matrices.append(matrix)  # alive as long as the steps have its address
+        kind = "multiply_add" if add else "multiply"
+        self._step(kind, out, x, x, degree, matrix.panels.data_ptr())
 
     def silu(self, out: Buffer, x: Buffer) -> None:
         """Write silu of scalars."""
@@ -117,11 +145,17 @@ class Program:
 
     def products(self, out: Buffer, u: Buffer) -> None:
         """Write the running products of the factors u (given) to a local buffer."""
+        self._demand_places(u, out)
         self._step("products", out, u, u)
 
     def slopes(self, out: Buffer, gradient: Buffer, u: Buffer) -> None:
         """Write the gradient by u (given), from that by the products; both local."""
+        self._demand_places(u, out, gradient)
         self._step("slopes", out, gradient, u)
+
+    def _demand_places(self, u: Buffer, *others: Buffer) -> None:
+        if not self._given[u.number] or any(self._given[other.number] for other in others):
+            raise ValueError("factors of products are given, products and gradients local")
 
     def _step(
         self, kind: str, out: Buffer, x: Buffer, y: Buffer, degree: int = 0, number: int = 0
@@ -143,34 +177,30 @@ class Program:
         Raises:
             ValueError: a tensor has another size, precision or layout than its buffer.
         """
-        tables, weights = self._tables, self._flat_weights
+        tables, kind = self._tables, self._matrices[0].tensor.dtype
         for tensor, size in zip(tensors, self.sizes(n_atoms), strict=True):
-            kind = self._weights[0].dtype
             if tensor.numel() != size or tensor.dtype != kind or not tensor.is_contiguous():
                 raise ValueError(
                     f"a buffer of {size} numbers got {tuple(tensor.shape)}, {tensor.dtype}; "
                     f"expected as many, {kind} and contiguous"
                 )
-        dtype = weights.dtype.name
+        dtype = str(kind).removeprefix("torch.")
         given = iter(tensors)
         addresses = np.array(
             [next(given).data_ptr() if own else 0 for own in self._given], dtype=np.int64
         )
         module = _module(dtype, self.sphere)
         call = partial(
-            module.run, *tables.of_buffers, addresses, tables.home, tables.per_atom, weights,
+            module.run, *tables.of_buffers, addresses, tables.home, tables.per_atom,
             *_of_products(self.sphere, dtype), n_atoms,
         )  # fmt: skip
-        threads.run_range(call, n_atoms, serial=n_atoms * len(weights) < SERIAL)
+        work = n_atoms * sum(matrix.shape.numel() for matrix in self._matrices)
+        threads.run_range(call, n_atoms, serial=work < SERIAL)
 
     @cached_property
     def _given_per_atom(self) -> list[int]:
         pairs = zip(self._buffers, self._given, strict=True)
         return [buffer.per_atom for buffer, is_given in pairs if is_given]
-
-    @cached_property
-    def _flat_weights(self) -> np.ndarray:
-        return torch.cat(self._weights).numpy()
 
     @cached_property
     def _tables(self) -> _Tables:
@@ -199,18 +229,6 @@ class _Tables:
 
 def _firsts(channels: Sequence[int]) -> list[int]:
     return [sum(channels[:degree]) for degree in range(len(channels))]
-
-
-def _panels(matrix: Tensor) -> Tensor:
-    """Lay a matrix out in panels of two vectors of columns, what is left in panels of one."""
-    width, columns = lanes(str(matrix.dtype).removeprefix("torch.")), matrix.shape[1]
-    whole = columns // (2 * width) * (2 * width)
-    parts = list(matrix[:, :whole].split(2 * width, 1)) if whole else []
-    for first in range(whole, columns, width):
-        own = matrix[:, first : first + width]
-        parts.append(torch.nn.functional.pad(own, (0, width - own.shape[1])))
-    flat = [part.reshape(-1) for part in parts]
-    return torch.cat([matrix.new_empty(0), *flat]).detach()
 
 
 def _of_products(products: PackedProducts | None, dtype: str) -> tuple[object, ...]:

@@ -211,8 +211,7 @@ def place(buffer, l, widths, before, address, home, own, atoms, t, count):
 
 @njit(**OPTIONS)
 def run(
-    steps, widths, before, address, home, per_atom, WEIGHTS, TO, FROM, circles, channels, atoms,
-    n0, n1
+    steps, widths, before, address, home, per_atom, TO, FROM, circles, channels, atoms, n0, n1
 ):
     """Do all steps for atoms n0 ... n1 - 1, a tile at a time."""
     scratch = np.empty(per_atom * TILE + circles * WAVES * T, FLOAT)
@@ -228,11 +227,9 @@ def run(
             Y = place(y, l, widths, before, address, home, own, atoms, t, count)
             size, rows, columns = 2 * l + 1, count * (2 * l + 1), widths[o, l]
             if kind == MULTIPLY:
-                W = WEIGHTS.ctypes.data + ITEM * number
-                multiply(OUT, X, W, rows, widths[x, l], columns)
+                multiply(OUT, X, number, rows, widths[x, l], columns)
             elif kind == MULTIPLY_ADD:
-                W = WEIGHTS.ctypes.data + ITEM * number
-                multiply_add(OUT, X, W, rows, widths[x, l], columns)
+                multiply_add(OUT, X, number, rows, widths[x, l], columns)
             elif kind == SILU:
                 silu(OUT, X, rows * columns)
             elif kind == SILU_SLOPES:
