@@ -45,7 +45,8 @@ def _writer_version() -> str:
     """What changes the machine code of the same text: Numba, and the writer of vector code."""
     import numba
 
-    return numba.__version__ + Path(__file__).with_name("simd.py").read_text(encoding="utf-8")
+    writers = [Path(__file__).with_name(name) for name in ("simd.py", "simd_exp.py")]
+    return numba.__version__ + "".join(path.read_text(encoding="utf-8") for path in writers)
 
 
 def load(name: str, text: str) -> ModuleType:

@@ -29,6 +29,7 @@ def source_text(dtype: str, products: tuple[int, int, int] | None, partial: bool
 import numpy as np
 from numba import njit
 from mlip.ops.cpu.simd import straight_line
+from mlip.ops.cpu.simd_exp import exp
 FLOAT, ITEM = np.{dtype}, {np.dtype(dtype).itemsize}
 {", ".join(KINDS).upper()} = range({len(KINDS)})
 T = {lanes(dtype)}
@@ -99,7 +100,7 @@ def silu(k, OUT, X, count):
     """x s(x), s(x) = 1 / (1 + exp(-x))."""
     for i in k.vectors(count, True):
         x = k.load(X, i)
-        share = k.divide(k.constant(1.0), k.add(k.constant(1.0), k.exp(k.negative(x))))
+        share = k.divide(k.constant(1.0), k.add(k.constant(1.0), exp(k, k.negative(x))))
         k.store(OUT, i, k.mul(x, share))
 
 
@@ -109,7 +110,7 @@ def silu_slopes(k, OUT, G, X, count):
     one = k.constant(1.0)
     for i in k.vectors(count, True):
         x = k.load(X, i)
-        share = k.divide(one, k.add(one, k.exp(k.negative(x))))
+        share = k.divide(one, k.add(one, exp(k, k.negative(x))))
         slope = k.fma(x, k.add(one, k.negative(share)), one)
         k.store(OUT, i, k.mul(k.load(G, i), k.mul(share, slope)))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -152,34 +151,6 @@ class Writer:
     def divide(self, x: ir.Value, y: ir.Value) -> ir.Value:
         """Return x/y."""
         return self.builder.fdiv(x, y)
-
-    def exp(self, x: ir.Value) -> ir.Value:
-        """Return exp x to about a unit in the last place, for x cut to what the precision holds.
-
-        exp x = 2^n exp r with n = round(x / ln 2): n is added to the exponent of 1, exp r is a
-        Taylor series.
-        """
-        single = isinstance(self.scalar, ir.FloatType)
-        bits, most, degree = (23, 87.0, 7) if single else (52, 708.0, 13)
-        for sign, bound in ((">", most), ("<", -most)):
-            limit = self.constant(bound)
-            x = self.builder.select(self.builder.fcmp_ordered(sign, x, limit), limit, x)
-        big = self.constant(1.5 * 2.0**bits)  # the last bits of big + n are those of n
-        shifted = self.fma(x, self.constant(1 / math.log(2)), big)
-        n = self.builder.fsub(shifted, big)
-        high = float(np.float32(math.log(2))) if single else math.log(2)
-        low = math.log(2) - high if single else 2.3190468138462996e-17
-        minus = self.negative(n)
-        r = self.fma(minus, self.constant(low), self.fma(minus, self.constant(high), x))
-        value = self.constant(1 / math.factorial(degree))
-        for power in reversed(range(degree)):
-            value = self.fma(value, r, self.constant(1 / math.factorial(power)))
-        whole = ir.VectorType(ir.IntType(32 if single else 64), self.width)
-        shift = ir.Constant(whole, [bits] * self.width)
-        raised = self.builder.shl(self.builder.bitcast(shifted, whole), shift)
-        one = self.builder.bitcast(self.constant(1.0), whole)
-        scale = self.builder.bitcast(self.builder.add(raised, one), self.vector)
-        return self.mul(value, scale)
 
     def negative(self, x: ir.Value) -> ir.Value:
         """Return −x."""
