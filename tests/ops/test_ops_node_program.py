@@ -14,7 +14,15 @@ from mlip.ops.cpu.packed_products import PackedProducts
 from mlip.so3 import minimal_grid
 
 ATOMS, CHANNELS, SCALE = 37, 40, 0.7  # two tiles; the last vector is half full in float32
-CASES = [(1, 1, 2), (2, 2, 3), (2, 0, 3), (3, 1, 3), (2, 2, 4), (4, 4, 2)]  # degrees, factors
+CASES = [
+    (1, 1, 2),
+    (1, 3, 4),
+    (2, 2, 3),
+    (2, 0, 3),
+    (3, 1, 3),
+    (2, 2, 4),
+    (4, 4, 2),
+]  # degrees, factors
 DTYPES = [torch.float32, torch.float64]
 DOUBLE = torch.float64
 

@@ -185,7 +185,7 @@ def slopes_of_atoms(OUT, G, U, S, TO, FROM, circles, channels, count, atoms, fir
 '''
 
 NO_CIRCLES = '''
-WAVES = 0
+WAVES = PRODUCT_WAVES = 0
 
 
 @njit(**OPTIONS)
@@ -200,6 +200,8 @@ def slopes_of_atoms(OUT, G, U, S, TO, FROM, circles, channels, count, atoms, fir
 
 STEPS = '''
 TILE = 32  # atoms whose intermediate results stay in the second cache
+MOST_WAVES = max(WAVES, PRODUCT_WAVES)
+
 
 @njit(**OPTIONS)
 def place(buffer, l, widths, before, address, home, own, atoms, t, count):
@@ -215,7 +217,7 @@ def run(
     steps, widths, before, address, home, per_atom, TO, FROM, circles, channels, atoms, n0, n1
 ):
     """Do all steps for atoms n0 ... n1 - 1, a tile at a time."""
-    scratch = np.empty(per_atom * TILE + circles * WAVES * T, FLOAT)
+    scratch = np.empty(per_atom * TILE + circles * MOST_WAVES * T, FLOAT)
     own = scratch.ctypes.data
     series, to, back = own + ITEM * per_atom * TILE, TO.ctypes.data, FROM.ctypes.data
     for t in range(n0, n1, TILE):
