@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.ops.backend import Backend, compare, default_backend, disturbed, of_width, use_kernel
+from mlip.ops.backend import Backend, compare, default_backend, of_width, use_kernel
 
 CHECK_ATOMS = 64
 
@@ -49,7 +49,7 @@ def sphere_products(
         return compare(
             lambda x: (_definition(x, to_grid.to(x), from_grid.to(x), order),),
             lambda x: (_kernel(x, to_grid, from_grid, order),),
-            disturbed([u[:CHECK_ATOMS]]),
+            [u[:CHECK_ATOMS]],
         )
 
     name = of_width(signature, u.shape[2] // order, u.dtype)
