@@ -194,8 +194,7 @@ class Program:
             module.run, *tables.of_buffers, addresses, tables.home, tables.per_atom,
             *_of_products(self.sphere, dtype), n_atoms,
         )  # fmt: skip
-        work = n_atoms * sum(matrix.shape.numel() for matrix in self._matrices)
-        threads.run_range(call, n_atoms, serial=work < SERIAL)
+        threads.run_range(call, n_atoms, serial=n_atoms * tables.n_weights < SERIAL)
 
     @cached_property
     def _given_per_atom(self) -> list[int]:
@@ -214,8 +213,9 @@ class Program:
             before[buffer.number, :n] = np.cumsum([0, *sizes])[:-1]
             if not is_given:
                 home[buffer.number] = total
-                total += sum(sizes)
-        return _Tables((np.array(self._steps, np.int64), widths, before), home, total)
+                total += buffer.per_atom
+        n_weights = sum(matrix.shape.numel() for matrix in self._matrices)
+        return _Tables((np.array(self._steps, np.int64), widths, before), home, total, n_weights)
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,7 @@ class _Tables:
     of_buffers: tuple[np.ndarray, np.ndarray, np.ndarray]
     home: np.ndarray
     per_atom: int
+    n_weights: int
 
 
 def _firsts(channels: Sequence[int]) -> list[int]:
