@@ -133,25 +133,20 @@ class FacetConfig(BaseModel):
         return self
 
 
-class Elements(NamedTuple):
-    """Features that are rows of a table, X[species]."""
-
-    species: Tensor  # [N]
-    table: Tensor  # X, [S, C]
-
-
 class Edges(NamedTuple):
     """What all blocks share: harmonics [E, K], enveloped radial basis [E, R], neighbours.
 
     inference: nobody asks for derivatives by weights or for second ones.
-    elements: what the features of the first block are made of; None for later blocks.
     """
 
     harmonics: Tensor
     basis: Tensor
     neighbors: Neighborhood
     inference: bool = False
-    elements: Elements | None = None
+
+    def detached(self) -> Edges:
+        """The same without derivatives."""
+        return self._replace(harmonics=self.harmonics.detach(), basis=self.basis.detach())
 
 
 class FacetBlock(nn.Module):
@@ -180,19 +175,9 @@ class FacetBlock(nn.Module):
         initial = 0.0 if config.residual_normalization else 1.0
         self.residual_gain = ChannelGain(target, initial) if config.block_residual else None
         self.output_gain = ChannelGain(target, 1.0) if config.output_normalization else None
-        self.prepared: Prepared[Passes] = Prepared()
-        self.prepared_elements: Prepared[dict[tuple[int, ...], ElementWeights]] = Prepared()
 
     def forward(self, x: Features, edges: Edges) -> Features:
         """Map features of all atoms to the target channels."""
-        if edges.inference and not self.training:
-            from mlip.models.facet_inference import block_in_inference
-
-            found = block_in_inference(self, x, edges)
-            if found is not None:
-                return found
-        self.prepared.clear()
-        self.prepared_elements.clear()
         y = add(self.message(x, edges), self.skip(x))
         z = self.update(y)
         if self.residual_gain is not None:
@@ -252,6 +237,8 @@ class Facet(nn.Module):
             config.head_activation,
             normalize=config.head_normalization,
         )
+        self.prepared: Prepared[list[Passes | None]] = Prepared()
+        self.prepared_elements: Prepared[dict[tuple[int, ...], ElementWeights]] = Prepared()
         if config.rescale != "none":
             self.species_scale = nn.Parameter(torch.ones(n_elements))
             self.species_shift = nn.Parameter(torch.zeros(n_elements))
@@ -293,16 +280,29 @@ class Facet(nn.Module):
         inference = getattr(graph, "inference", False)
         edges = self.edges(graph.edge_vector, graph.edge_index, species.shape[0], inference)
         x: Features = (self.embedding[species][:, None, :],)  # [N, 1, C]
-        edges = edges._replace(elements=Elements(species, self.embedding))
-        scalars = []
-        for block, readout in zip(self.blocks, self.readouts, strict=True):
-            x = block(x, edges)
-            edges = edges._replace(elements=None)
-            scalars.append(pad_or_truncate(readout(x), (self.config.outputs,))[0][:, 0])
-        energies = self.head(self._reduce(scalars))[:, 0]
+        energies = self.head(self._scalars(x, edges, species))[:, 0]
         if self.config.rescale == "none":
             return energies
         return self._rescale(energies, species, graph)
+
+    def _scalars(self, x: Features, edges: Edges, species: Tensor) -> Tensor:
+        """Run the blocks and read their scalars, [N, outputs]."""
+        if edges.inference and not self.training and self.config.readout == "last":
+            from mlip.models.facet_inference import blocks_in_inference
+
+            found = blocks_in_inference(self, x, edges, species)
+            if found is not None:
+                return self._read(self.readouts[-1], found)
+        self.prepared.clear()
+        self.prepared_elements.clear()
+        scalars = []
+        for block, readout in zip(self.blocks, self.readouts, strict=True):
+            x = block(x, edges)
+            scalars.append(self._read(readout, x))
+        return self._reduce(scalars)
+
+    def _read(self, readout: nn.Module, x: Features) -> Tensor:
+        return pad_or_truncate(readout(x), (self.config.outputs,))[0][:, 0]
 
     @property
     def lmax_edge(self) -> int:

@@ -14,6 +14,7 @@ from mlip.ops import Features, Neighborhood
 
 if TYPE_CHECKING:
     from mlip.ops.cpu.node_program import Matrix
+    from mlip.ops.cpu.runner import EdgeList
 
 
 def scaled(linear: EquivariantLinear) -> list[Tensor]:
@@ -42,23 +43,13 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return first.detach().as_strided((end - start,), (1,), start)
 
 
-def summed_messages(
-    signature: str,
-    kernel: Tensor,
-    neighbors: Neighborhood,
-    harmonics: Tensor,
-    basis: Tensor,
-    sources: Tensor,
-) -> Tensor:
-    """Sum packed messages made of packed features; edges are checked once for all blocks."""
-    from mlip.ops.cpu.library import convolve
+def edge_list(neighbors: Neighborhood) -> EdgeList:
+    """Give edges as the kernels take them, checked once for all blocks."""
+    from mlip.ops.cpu import library
 
-    found = convolve(
-        sources, harmonics, basis, kernel, neighbors.rowptr, neighbors.source, signature,
-        neighbors.indices_checked,
-    )  # fmt: skip
-    neighbors.indices_checked = True
-    return found
+    if neighbors.as_list is None:
+        neighbors.as_list = library.edge_list(neighbors.rowptr, neighbors.source)
+    return neighbors.as_list
 
 
 def widths(matrices: Sequence[Matrix], dim: int) -> list[int]:

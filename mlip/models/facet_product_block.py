@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.models.facet_packed import scaled, summed_messages, widths
+from mlip.models.facet_packed import scaled, widths
 from mlip.nn.node_update import SphereProductUpdate
-from mlip.ops import Neighborhood
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
     from mlip.ops.cpu.node_program import Buffer, Matrix, Program
     from mlip.ops.cpu.packed_products import PackedProducts
+    from mlip.ops.cpu.runner import EdgeList
 
 
 class Weights(NamedTuple):
@@ -188,7 +188,7 @@ def _backward(w: Weights, *, want_features: bool) -> Program:
 
 def forward(
     passes: Passes,
-    neighbors: Neighborhood,
+    edges: EdgeList,
     harmonics: Tensor,
     basis: Tensor,
     x: Tensor,
@@ -198,12 +198,14 @@ def forward(
 
     Args:
         passes: of the block.
-        neighbors, harmonics, basis: edges.
+        edges: those of the graph, checked. harmonics: [E, K]. basis: [E, R].
         x: packed features.
         sources: packed features that messages are made of, in general x.
     """
-    w, n = passes.weights, neighbors.n_nodes
-    sums = summed_messages(w.message, w.kernel, neighbors, harmonics, basis, sources)
+    from mlip.ops.cpu.library import convolve
+
+    w, n = passes.weights, edges.n_nodes
+    sums = convolve(sources, harmonics, basis, w.kernel, edges, w.message)
     out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
     passes.forward.run(n, sums, x, out, *kept)
     return out, (sources, *kept)
@@ -211,7 +213,7 @@ def forward(
 
 def backward(
     passes: Passes,
-    neighbors: Neighborhood,
+    edges: EdgeList,
     harmonics: Tensor,
     basis: Tensor,
     kept: Sequence[Tensor],
@@ -221,14 +223,15 @@ def backward(
     """Compute the gradients by packed features, harmonics and basis."""
     from mlip.ops.cpu.library import convolve_backward
 
-    w, n = passes.weights, neighbors.n_nodes
+    w, n = passes.weights, edges.n_nodes
     sources, *kept = kept
     program = passes.backward if want_features else passes.backward_edges
     sizes = program.sizes(n)[1 : 3 if want_features else 2]
     d_sums, *dx = (gradient.new_empty(size) for size in sizes)
     program.run(n, gradient, d_sums, *dx, *kept)
-    of_x, of_harmonics, of_basis, _ = convolve_backward(
-        sources, harmonics, basis, w.kernel, d_sums, neighbors.rowptr, neighbors.source,
-        w.message, [want_features, True, True, False],
+    onto = dx[0] if want_features else None
+    _, of_harmonics, of_basis, _ = convolve_backward(
+        sources, harmonics, basis, w.kernel, d_sums, edges, w.message,
+        [want_features, True, True, False], onto,
     )  # fmt: skip
-    return dx[0].add_(of_x) if want_features else None, of_harmonics, of_basis
+    return onto, of_harmonics, of_basis

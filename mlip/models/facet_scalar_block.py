@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mlip.models.facet_packed import scaled, summed_messages
+from mlip.models.facet_packed import scaled
 from mlip.nn.node_update import ScalarUpdate
-from mlip.ops import Neighborhood
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
     from mlip.ops.cpu.node_program import Matrix, Program
+    from mlip.ops.cpu.runner import EdgeList
 
 
 class Weights(NamedTuple):
@@ -123,7 +123,7 @@ def _backward(w: Weights) -> Program:
 
 def forward(
     passes: Passes,
-    neighbors: Neighborhood,
+    edges: EdgeList,
     harmonics: Tensor,
     basis: Tensor,
     x: Tensor,
@@ -133,8 +133,10 @@ def forward(
 
     Arguments as for a block of products.
     """
-    w, n = passes.weights, neighbors.n_nodes
-    sums = summed_messages(w.message, w.kernel, neighbors, harmonics, basis, sources)
+    from mlip.ops.cpu.library import convolve
+
+    w, n = passes.weights, edges.n_nodes
+    sums = convolve(sources, harmonics, basis, w.kernel, edges, w.message)
     out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
     passes.forward.run(n, sums, x, out, *kept)
     return out, (sources, *kept)
@@ -142,7 +144,7 @@ def forward(
 
 def backward(
     passes: Passes,
-    neighbors: Neighborhood,
+    edges: EdgeList,
     harmonics: Tensor,
     basis: Tensor,
     kept: Sequence[Tensor],
@@ -152,12 +154,13 @@ def backward(
     """Compute the gradients by packed features, harmonics and basis."""
     from mlip.ops.cpu.library import convolve_backward
 
-    w, n = passes.weights, neighbors.n_nodes
+    w, n = passes.weights, edges.n_nodes
     sources, *kept = kept
     d_sums, dx = (gradient.new_empty(size) for size in passes.backward.sizes(n)[1:3])
     passes.backward.run(n, gradient, d_sums, dx, *kept)
-    of_x, of_harmonics, of_basis, _ = convolve_backward(
-        sources, harmonics, basis, w.kernel, d_sums, neighbors.rowptr, neighbors.source, w.message,
-        [want_features, True, True, False],
+    onto = dx if want_features else None
+    _, of_harmonics, of_basis, _ = convolve_backward(
+        sources, harmonics, basis, w.kernel, d_sums, edges, w.message,
+        [want_features, True, True, False], onto,
     )  # fmt: skip
-    return dx.add_(of_x) if want_features else None, of_harmonics, of_basis
+    return onto, of_harmonics, of_basis

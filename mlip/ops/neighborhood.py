@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from mlip.ops.cpu.runner import EdgeList
 
 FILL = 0.7  # atoms share a bucket while their neighbour counts differ by less than this factor
 
@@ -36,12 +39,12 @@ class Neighborhood:
     """Edges sorted by target.
 
     source, target: [E]; n_nodes: N; rowptr: [N + 1] first edge of each atom, and E.
-    indices_checked: whether a kernel has found that all edges exist.
+    as_list: the same for kernels on the CPU, which have found that all edges exist; None before.
     """
 
     def __init__(self, source: Tensor, target: Tensor, n_nodes: int, rowptr: Tensor) -> None:
         self.source, self.target, self.n_nodes, self.rowptr = source, target, n_nodes, rowptr
-        self.indices_checked = False
+        self.as_list: EdgeList | None = None
         self._padded: Padded | None = None
 
     def first(self, count: int) -> Neighborhood:

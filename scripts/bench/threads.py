@@ -40,6 +40,7 @@ def passes(lmax: int) -> tuple[Callable[[], object], Callable[[], object]]:
     n_edges = N_NODES * N_NEIGHBORS
     near = np.arange(n_edges) // N_NEIGHBORS + rng.integers(-REACH, REACH, n_edges)
     source, rowptr = near.clip(0, N_NODES - 1), np.arange(0, n_edges + 1, N_NEIGHBORS)
+    edges = runner.EdgeList(rowptr, source)
 
     def numbers(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
@@ -51,8 +52,8 @@ def passes(lmax: int) -> tuple[Callable[[], object], Callable[[], object]]:
     out = np.zeros(layout.out_size(N_NODES), np.float32)
     slopes = runner.Gradients(*(np.zeros_like(array) for array in given))
     return (
-        lambda: runner.forward(layout, *given, rowptr, source, out),
-        lambda: runner.backward(layout, *given, out, rowptr, source, slopes),
+        lambda: runner.forward(layout, *given, edges, out),
+        lambda: runner.backward(layout, *given, out, edges, slopes),
     )
 
 

@@ -96,7 +96,7 @@ def test_weights_of_few_sets_of_elements_are_kept(monkeypatch):
     potential = make()
     for number in (*ELEMENTS, *ELEMENTS):
         assert max(differences(potential, crystal(number))) < 1e-12
-        kept = potential.model.blocks[0].prepared_elements.get([potential.model.embedding], dict)
+        kept = potential.model.prepared_elements.get([potential.model.embedding], dict)
         assert 1 <= len(kept) <= 2
 
 

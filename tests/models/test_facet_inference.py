@@ -13,7 +13,7 @@ from mlip.errors import InputError
 from mlip.graph import atoms_to_graph, batch_graphs
 from mlip.models import create_model
 from mlip.models.facet import Edges
-from mlip.models.facet_inference import prepared
+from mlip.models.facet_inference import blocks_in_inference, prepared
 from mlip.models.facet_packed import by_degree, joined
 from mlip.ops import neighborhood
 from mlip.ops.backend import decisions
@@ -176,7 +176,7 @@ def test_changed_weights_are_noticed():
     graph = atoms_to_graph(alloy(), potential.cutoff)
     first = potential(graph)
     block = potential.model.blocks[0]
-    assert prepared(block) is prepared(block)
+    assert prepared(potential.model) is prepared(potential.model)
     with torch.no_grad():
         block.skip.weights[0].mul_(1.5)
     changed = potential(graph)
@@ -261,7 +261,7 @@ def test_edges_that_do_not_exist_are_refused_by_the_first_block_that_runs():
     edges = Edges(*functions, neighborhood(graph.edge_index, 8), inference=True)
     x = (torch.randn(8, 1, 16, dtype=torch.float64),)
     with pytest.raises(InputError, match="sources among the atoms"):
-        potential.model.blocks[0](x, edges)
+        blocks_in_inference(potential.model, x, edges, torch.arange(8) % 2)
 
 
 def test_packed_features_are_not_copied_where_they_lie_in_order():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mlip.ops.backend import CHECK_EDGES, use_kernel
-from mlip.ops.cpu import second_runner
+from mlip.ops.cpu import runner, second_runner
 from mlip.ops.cpu.library import (
     as_array,
     check_indices,
@@ -113,11 +113,13 @@ def one_pass(
         argument.new_empty(argument.shape) if want and argument is not None else None
         for argument, want in zip(arguments, wanted, strict=True)
     ]
+    if out[0] is not None:
+        out[0].zero_()
     second_runner.second_derivatives(
         layout(signature), as_array(features), as_array(harmonics), as_array(radial),
         None if kernel is None else as_array(kernel), as_array(gradient),
         None if along_features is None else as_array(along_features), as_array(along_harmonics),
-        as_array(along_radial), as_array(rowptr), as_array(source),
+        as_array(along_radial), runner.EdgeList(as_array(rowptr), as_array(source)),
         second_runner.Second(*(None if tensor is None else tensor.numpy() for tensor in out)),
     )  # fmt: skip
     return out

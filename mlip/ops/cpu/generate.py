@@ -55,7 +55,7 @@ def source_text(paths: tuple[Path, ...], lmax_edge: int, dtype: str, radial: boo
     for l1 in degrees:
         group = [c for c in table if c.path[0] == l1]
         _forward(text, l1, group, width)
-        _edges(text, l1, group, width)
+        edges(text, l1, group, width)
         _nodes(text, l1, group, width)
     group_sizes(text, paths)
     text.lines.append(drivers())
@@ -200,7 +200,8 @@ def _forward_path(text: Text, c: Coupling, number: int, width: int) -> None:
             text(f"s{c.first_row + m3}.add(v, {value})", 2)
 
 
-def _edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
+def edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
+    """Write what gives the gradients by an edge's weights, harmonics and source."""
     text("", 0)
     text("@written", 0)
     text(f"def edges_{l1}(", 0)
@@ -208,12 +209,22 @@ def _edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
     text("A, a, DX, dx, D, d, dedge, dpath, Z")
     text("):", 0)
     text('"""Gradients of weights (stored in D), harmonics and features (added to Z and DX)."""')
-    rows = sum(2 * c.path[2] + 1 for c in group)
-    harmonics = sorted({c.path[1] ** 2 + m2 for c in group for _, m2, _, _ in c.entries})
     text("with k.loop(n) as t:")
     for name, first, index in (("here", "x", "source"), ("there", "dx", "row")):
         text(f"{name} = {first} + k.integer({index}_index, e + t) * (channels * {2 * l1 + 1})", 2)
     text("weight, slope = w + t * edge, d + t * dedge", 2)
+    slopes_of_edges(text, l1, group, width, opposite=False)
+
+
+def slopes_of_edges(
+    text: Text, l1: int, group: list[Coupling], width: int, *, opposite: bool
+) -> None:
+    """Write the loop over the blocks of an edge.
+
+    ``opposite``: it is the opposite of the edge whose matrices are there, and D is added to.
+    """
+    rows = sum(2 * c.path[2] + 1 for c in group)
+    harmonics = sorted({c.path[1] ** 2 + m2 for c in group for _, m2, _, _ in c.entries})
     text(f"z = t * (N_HARMONICS * {width})", 2)
     for j in harmonics:
         text(f"z{j} = k.accumulator(k.load(Z, z + {j * width}))", 2)
@@ -228,7 +239,15 @@ def _edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
             text(f"g{m3} = k.load(A, r + {(c.first_row + m3) * width})", 3)
         text(f"v = k.load(W, weight + (path * {number} + c))", 3)
         text.prefetch(f"W, weight + (path * {number} + c) + edge * AHEAD", 3)
-        _slopes_of_nodes(text, c, number, width, added)
+        changes = opposite and c.path[1] % 2 == 1
+        if changes:  # Y of the opposite edge is −Y, and so is its edge matrix
+            text("v = k.negative(v)", 3)
+        slopes = _slopes_of_nodes(text, c, width, added)
+        at = f"slope + (dpath * {number} + c)"
+        if opposite:
+            slopes = f"k.add(k.load(D, {at}), {f'k.negative({slopes})' if changes else slopes})"
+        text(f"k.store(D, {at}, {slopes})", 3)
+        text.prefetch(f"D, {at} + dedge * AHEAD, write=True", 3)
         _slopes_of_harmonics(text, c)
     for m1 in sorted(added):
         text(f"row = there + (channels * {m1} + c)", 3)
@@ -237,8 +256,8 @@ def _edges(text: Text, l1: int, group: list[Coupling], width: int) -> None:
         text(f"k.store(Z, z + {j * width}, z{j}.value)", 2)
 
 
-def _slopes_of_nodes(text: Text, c: Coupling, number: int, width: int, added: set[int]) -> None:
-    """Slopes of a path's weight, x·Mg, and of features, v·Mg."""
+def _slopes_of_nodes(text: Text, c: Coupling, width: int, added: set[int]) -> str:
+    """Slopes of features, v·Mg; gives the name of that of a path's weight, x·Mg."""
     columns = sorted({m1 for _, m1 in c.matrix})
     slope = ""
     for m1 in columns:
@@ -249,8 +268,7 @@ def _slopes_of_nodes(text: Text, c: Coupling, number: int, width: int, added: se
         slope = "slopes"
         text(f"y{m1} = " + (f"k.fma(v, s, y{m1})" if m1 in added else "k.mul(v, s)"), 3)
         added.add(m1)
-    text(f"k.store(D, slope + (dpath * {number} + c), slopes)", 3)
-    text.prefetch(f"D, slope + (dpath * {number} + c) + dedge * AHEAD, write=True", 3)
+    return slope
 
 
 def _slopes_of_harmonics(text: Text, c: Coupling) -> None:

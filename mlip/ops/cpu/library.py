@@ -53,8 +53,8 @@ def check_shapes(
     harmonics: Tensor,
     radial: Tensor,
     kernel: Optional,
-    rowptr: Tensor,
-    source: Tensor,
+    rowptr: Tensor | runner.Array,
+    source: Tensor | runner.Array,
 ) -> None:
     """Raise an error for shapes and types with which kernels would read outside of their arrays."""
     n_nodes, n_edges = len(rowptr) - 1, len(source)
@@ -69,7 +69,8 @@ def check_shapes(
             "kernel": kernel is None or kernel.shape[1:] == (shape.n_weights,),
             "precision": {t.dtype for t in (features, harmonics, radial, kernel) if t is not None}
             == {features.dtype},
-            "index type": rowptr.dtype == source.dtype == torch.int64,
+            "index type": {str(i.dtype).removeprefix("torch.") for i in (rowptr, source)}
+            == {"int64"},
         },
     )
 
@@ -77,7 +78,7 @@ def check_shapes(
 def check_indices(rowptr: Tensor, source: Tensor) -> None:
     """Raise an error for edges that do not exist; it reads them, so not on a GPU."""
     n_nodes, n_edges = len(rowptr) - 1, len(source)
-    ends = int(rowptr[0]) == 0 and int(rowptr[-1]) == n_edges
+    ends = n_nodes >= 0 and int(rowptr[0]) == 0 and int(rowptr[-1]) == n_edges
     _demand(
         n_nodes,
         n_edges,
@@ -108,29 +109,31 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
 
+def edge_list(rowptr: Tensor, source: Tensor) -> runner.EdgeList:
+    """Give edges as passes take them.
+
+    Raises:
+        InputError: an edge does not exist.
+    """
+    check_indices(rowptr, source)
+    return runner.EdgeList(as_array(rowptr), as_array(source))
+
+
 def convolve(
     features: Tensor,
     harmonics: Tensor,
     radial: Tensor,
     kernel: Optional,
-    rowptr: Tensor,
-    source: Tensor,
+    edges: runner.EdgeList,
     signature: str,
-    indices_checked: bool = False,
 ) -> Tensor:
-    """Evaluate ``packed_convolution`` without derivatives.
-
-    ``indices_checked``: that edges exist is known from an earlier call.
-    """
+    """Evaluate ``packed_convolution`` without derivatives, on edges that exist."""
     shape = layout(signature)
-    check_shapes(shape, features, harmonics, radial, kernel, rowptr, source)
-    if not indices_checked:
-        check_indices(rowptr, source)
-    out = features.new_empty(shape.out_size(len(rowptr) - 1))
+    check_shapes(shape, features, harmonics, radial, kernel, edges.rowptr, edges.source)
+    out = features.new_empty(shape.out_size(edges.n_nodes))
     runner.forward(
         shape, as_array(features), as_array(harmonics), as_array(radial),
-        None if kernel is None else as_array(kernel), as_array(rowptr), as_array(source),
-        out.numpy(),
+        None if kernel is None else as_array(kernel), edges, out.numpy(),
     )  # fmt: skip
     return out
 
@@ -141,23 +144,27 @@ def convolve_backward(
     radial: Tensor,
     kernel: Optional,
     gradient: Tensor,
-    rowptr: Tensor,
-    source: Tensor,
+    edges: runner.EdgeList,
     signature: str,
     wanted: Sequence[bool],
+    onto: Optional = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Evaluate ``packed_convolution_backward`` without derivatives."""
+    """Evaluate ``packed_convolution_backward`` without derivatives.
+
+    ``onto``: what the gradient of the features is added to, and returned as; default zeros.
+    """
     inputs = (features, harmonics, radial, kernel)
-    edges = wanted[1] or wanted[2] or wanted[3]
-    needs = (wanted[0], edges, edges, wanted[3] and kernel is not None)
+    slopes = wanted[1] or wanted[2] or wanted[3]
+    needs = (wanted[0], slopes, slopes, wanted[3] and kernel is not None)
     out = [
         tensor.new_empty(tensor.shape) if need and tensor is not None else features.new_empty(0)
         for tensor, need in zip(inputs, needs, strict=True)
     ]
+    if wanted[0]:
+        out[0] = torch.zeros_like(features) if onto is None else onto
     runner.backward(
         layout(signature), as_array(features), as_array(harmonics), as_array(radial),
-        None if kernel is None else as_array(kernel), as_array(gradient), as_array(rowptr),
-        as_array(source),
+        None if kernel is None else as_array(kernel), as_array(gradient), edges,
         runner.Gradients(*(o.numpy() if n else None for o, n in zip(out, needs, strict=True))),
     )  # fmt: skip
     for i in (1, 2):
@@ -190,7 +197,8 @@ def packed_convolution(
     Returns:
         Packed sums, flat.
     """
-    return convolve(features, harmonics, radial, kernel, rowptr, source, signature)
+    edges = edge_list(rowptr, source)
+    return convolve(features, harmonics, radial, kernel, edges, signature)
 
 
 @torch.library.custom_op("mlip::convolution_backward", mutates_args=(), device_types="cpu")
@@ -206,8 +214,9 @@ def packed_convolution_backward(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to features, harmonics, radial and kernel; empty if not wanted."""
+    edges = runner.EdgeList(as_array(rowptr), as_array(source))
     return convolve_backward(
-        features, harmonics, radial, kernel, gradient, rowptr, source, signature, wanted
+        features, harmonics, radial, kernel, gradient, edges, signature, wanted
     )
 
 

@@ -85,14 +85,66 @@ class Layout:
         return n_nodes * sum((2 * i + 1) * c for i, c in enumerate(self.out_channels))
 
 
+class EdgeList:
+    """Edges by target, and how passes over them are divided; made once for all passes.
+
+    rowptr: [N + 1] first edge of each atom, int64. source: [E] int64.
+    """
+
+    def __init__(self, rowptr: Array, source: Array) -> None:
+        self.rowptr, self.source = rowptr, source
+        self.n_nodes, self.n_edges = len(rowptr) - 1, len(source)
+        self._bounds: dict[int, list[int]] = {}
+
+    def bounds(self, n_parts: int) -> list[int]:
+        """Cut the atoms in parts with about the same number of edges."""
+        if n_parts not in self._bounds:
+            self._bounds[n_parts] = node_bounds(self.rowptr, n_parts)
+        return self._bounds[n_parts]
+
+    @cached_property
+    def chunk_bounds(self) -> list[int]:
+        """Cut the backward pass, by the graph alone: results must not depend on threads.
+
+        Atoms that are neighbours should be near in order, else every chunk touches every atom:
+        then fewer chunks are made, to bound memory.
+        """
+        n_chunks = threads.even_parts(self.n_edges, CHUNK_EDGES, MOST_CHUNKS)
+        if n_chunks > MOST_COPIES:
+            row_of, rows = np.empty(self.n_nodes, np.int32), np.empty_like(self.source)
+            touched = sum(
+                cache.loops().local_rows(self.rowptr, self.source, low, high, row_of, rows)
+                for low, high in pairwise(self.bounds(n_chunks))
+            )
+            if touched > MOST_COPIES * self.n_nodes:
+                n_chunks = MOST_COPIES
+        return self.bounds(n_chunks)
+
+    @cached_property
+    def chunk_rows(self) -> tuple[Array, Array, list[int]]:
+        """Where chunks add gradients of features, all but the first to rows of their own.
+
+        Returns:
+            [E] row of the source of each edge, [chunks, N] row of each atom (−1: none), numbers of
+            rows; the last two without the first chunk.
+        """
+        others = list(pairwise(self.chunk_bounds))[1:]
+        rows = self.source if not others else self.source.copy()
+        row_of = np.empty((len(others), self.n_nodes), np.int32)
+        n_rows = [
+            cache.loops().local_rows(self.rowptr, self.source, low, high, own, rows)
+            for (low, high), own in zip(others, row_of, strict=True)
+        ]
+        return rows, row_of, n_rows
+
+
 def forward(
     layout: Layout,
     features: Array,
     harmonics: Array,
     radial: Array,
     kernel: Array | None,
-    rowptr: Array,
-    source: Array,
+    edges: EdgeList,
     out: Array,
 ) -> None:
     """Write the sums over neighbours to ``out``.
@@ -103,26 +155,29 @@ def forward(
         harmonics: [E, K].
         radial: [E, n_weights]; radial functions [E, R] if there is a kernel.
         kernel: [R, n_weights] or None.
-        rowptr, source: edges by target, int64.
+        edges: by target.
     """
-    n_nodes = len(rowptr) - 1
-    if not layout.paths or not len(source):
+    if not layout.paths or not edges.n_edges:
         out[:] = 0
         return
     run = program(layout.paths, layout.lmax_edge, features.dtype.name, kernel is not None)
     weights, basis, matrix, n_radial = radial_arrays(radial, kernel)
     call = partial(
         run.code.forward_pass, *run.tables, features, harmonics.ravel(), weights, basis, matrix,
-        rowptr, source, out, layout.group_channels, layout.feature_first(n_nodes), layout.w_first,
-        layout.n_weights, n_radial, *_rows(layout, n_nodes, run.row_order),
+        edges.rowptr, edges.source, out, layout.group_channels,
+        layout.feature_first(edges.n_nodes), layout.w_first, layout.n_weights, n_radial,
+        *_rows(layout, edges.n_nodes, run.row_order),
     )  # fmt: skip
-    parts = 1 if _is_serial(layout, source) else 4 * threads.available_threads()
-    threads.run(over_nodes(call, node_bounds(rowptr, parts)))
+    parts = 1 if _is_serial(layout, edges) else 4 * threads.available_threads()
+    threads.run(over_nodes(call, edges.bounds(parts)))
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Where a backward pass writes; None: not wanted. radial and harmonics come together."""
+    """Where a backward pass writes; None: not wanted. radial and harmonics come together.
+
+    To ``features`` it adds.
+    """
 
     features: Array | None
     harmonics: Array | None
@@ -137,35 +192,33 @@ def backward(
     radial: Array,
     kernel: Array | None,
     gradient: Array,
-    rowptr: Array,
-    source: Array,
+    edges: EdgeList,
     out: Gradients,
 ) -> None:
     """Write the gradients of Σ gradient·result; arguments as in ``forward``."""
-    wanted = [a for a in (out.features, out.harmonics, out.radial, out.kernel) if a is not None]
-    if not layout.paths or not len(source):
-        for array in wanted:
-            array[:] = 0
+    if not layout.paths or not edges.n_edges:
+        for array in (out.harmonics, out.radial, out.kernel):
+            if array is not None:
+                array[:] = 0
         return
-    n_nodes = len(rowptr) - 1
     run = program(layout.paths, layout.lmax_edge, features.dtype.name, kernel is not None)
     weights, basis, matrix, n_radial = radial_arrays(radial, kernel)
     empty = np.empty(0, features.dtype)
     slopes = empty if out.radial is None else out.radial.ravel()
-    start, step = _rows(layout, n_nodes, run.row_order)
+    start, step = _rows(layout, edges.n_nodes, run.row_order)
 
     def call(part: Part) -> None:
         run.code.backward_pass(
-            *run.tables, features, harmonics.ravel(), weights, basis, matrix, gradient, rowptr,
-            source, part.rows, part.features,
+            *run.tables, features, harmonics.ravel(), weights, basis, matrix, gradient,
+            edges.rowptr, edges.source, part.rows, part.features,
             empty if out.harmonics is None else out.harmonics.ravel(),
             slopes if n_radial == 0 else empty, slopes if n_radial else empty, part.kernel,
-            layout.group_channels, layout.feature_first(n_nodes), part.first, layout.w_first,
-            layout.n_weights, n_radial, start, step, *part.atoms,
+            layout.group_channels, layout.feature_first(edges.n_nodes), part.first,
+            layout.w_first, layout.n_weights, n_radial, start, step, *part.atoms,
             out.harmonics is not None, out.kernel is not None,
         )  # fmt: skip
 
-    in_parts(layout, rowptr, source, features.dtype, out.features, out.kernel, call)
+    in_parts(layout, edges, features.dtype, out.features, out.kernel, call)
 
 
 @dataclass(frozen=True)
@@ -187,8 +240,7 @@ class Part:
 
 def in_parts(
     layout: Layout,
-    rowptr: Array,
-    source: Array,
+    edges: EdgeList,
     dtype: np.dtype,
     of_features: Array | None,
     of_kernel: Array | None,
@@ -198,16 +250,15 @@ def in_parts(
 
     Args:
         layout: shapes.
-        rowptr, source: edges by target.
+        edges: by target.
         dtype: of the numbers.
-        of_features, of_kernel: where gradients of features and kernel go; None: not wanted.
+        of_features: what gradients of features are added to; None: not wanted.
+        of_kernel: where that of the kernel goes; None: not wanted.
         call: the pass.
     """
-    bounds = _chunk_bounds(rowptr, source)
-    chunks = (
-        _Chunks(layout, rowptr, source, bounds, of_features) if of_features is not None else None
-    )
-    parts = chunks.part if chunks else _unwanted(layout, source, dtype)
+    bounds = edges.chunk_bounds
+    chunks = _Chunks(layout, edges, of_features) if of_features is not None else None
+    parts = chunks.part if chunks else _unwanted(layout, edges, dtype)
     size = 0 if of_kernel is None else of_kernel.size
     kernels = [np.zeros(size, dtype) for _ in bounds[1:]]
 
@@ -215,7 +266,7 @@ def in_parts(
         call(Part(*parts(i), kernels[i], (bounds[i], bounds[i + 1])))
 
     tasks = [partial(task, i) for i in range(len(bounds) - 1)]
-    _run(tasks, serial=_is_serial(layout, source))
+    _run(tasks, serial=_is_serial(layout, edges))
     if chunks:
         chunks.sum()
     if of_kernel is not None:
@@ -228,18 +279,9 @@ class _Chunks:
     The first range adds to the result itself, the others to rows of their own.
     """
 
-    def __init__(
-        self, layout: Layout, rowptr: Array, source: Array, bounds: list[int], out: Array
-    ) -> None:
-        self.layout, self.out, self.n_nodes = layout, out, len(rowptr) - 1
-        out[:] = 0
-        others = list(pairwise(bounds))[1:]
-        self.rows = source if not others else source.copy()
-        self.row_of = np.empty((len(others), self.n_nodes), np.int32)
-        self.n_rows = [
-            cache.loops().local_rows(rowptr, source, low, high, own, self.rows)
-            for (low, high), own in zip(others, self.row_of, strict=True)
-        ]
+    def __init__(self, layout: Layout, edges: EdgeList, out: Array) -> None:
+        self.layout, self.out, self.n_nodes = layout, out, edges.n_nodes
+        self.rows, self.row_of, self.n_rows = edges.chunk_rows
         self.begins = np.cumsum([0, *(layout.feature_size(n) for n in self.n_rows)])
         self.parts = np.zeros(self.begins[-1], out.dtype)
 
@@ -271,12 +313,12 @@ class _Chunks:
 
 
 def _unwanted(
-    layout: Layout, source: Array, dtype: np.dtype
+    layout: Layout, edges: EdgeList, dtype: np.dtype
 ) -> Callable[[int], tuple[Array, Array, Array]]:
     """Stand in for ``_Chunks.part``: one row takes gradients of features which nobody wants."""
     size = max((2 * i + 1) * c for i, c in enumerate(layout.channels))
     begins = np.zeros(len(layout.degrees), dtype=np.int64)
-    rows, row = np.zeros_like(source), np.zeros(size, dtype)
+    rows, row = np.zeros_like(edges.source), np.zeros(size, dtype)
     return lambda _: (rows, row, begins)
 
 
@@ -294,8 +336,8 @@ def radial_arrays(radial: Array, kernel: Array | None) -> tuple[Array, Array, Ar
     return empty, radial.ravel(), kernel.ravel(), kernel.shape[0]
 
 
-def _is_serial(layout: Layout, source: Array) -> bool:
-    return len(source) * int(layout.group_channels.sum()) < SERIAL
+def _is_serial(layout: Layout, edges: EdgeList) -> bool:
+    return edges.n_edges * int(layout.group_channels.sum()) < SERIAL
 
 
 def _run(tasks: Sequence[Callable[[], object]], *, serial: bool) -> None:
@@ -320,23 +362,3 @@ def node_bounds(rowptr: Array, n_parts: int) -> list[int]:
     goals = rowptr[-1] * np.arange(1, n_parts) / n_parts
     inner = np.searchsorted(rowptr, goals).clip(0, n_nodes)
     return [0, *inner.tolist(), n_nodes]
-
-
-def _chunk_bounds(rowptr: Array, source: Array) -> list[int]:
-    """Cut the backward pass, by the graph alone: results must not depend on threads.
-
-    Atoms that are neighbours should be near in order, else every chunk touches every atom: then
-    fewer chunks are made, to bound memory.
-    """
-    n_nodes, n_edges = len(rowptr) - 1, len(source)
-    n_chunks = threads.even_parts(n_edges, CHUNK_EDGES, MOST_CHUNKS)
-    if n_chunks > MOST_COPIES:
-        bounds = node_bounds(rowptr, n_chunks)
-        row_of, rows = np.empty(n_nodes, np.int32), np.empty_like(source)
-        touched = sum(
-            cache.loops().local_rows(rowptr, source, low, high, row_of, rows)
-            for low, high in pairwise(bounds)
-        )
-        if touched > MOST_COPIES * n_nodes:
-            n_chunks = MOST_COPIES
-    return node_bounds(rowptr, n_chunks)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlip.ops.cpu.program import Asked, is_generated, second_module
-from mlip.ops.cpu.runner import Array, Layout, Part, in_parts, radial_arrays
+from mlip.ops.cpu.runner import Array, EdgeList, Layout, Part, in_parts, radial_arrays
 
 
 @dataclass(frozen=True)
 class Second:
-    """Where the pass writes second derivatives; None: not wanted."""
+    """Where the pass writes second derivatives, to ``features`` adds them; None: not wanted."""
 
     features: Array | None
     harmonics: Array | None
@@ -36,15 +36,14 @@ def second_derivatives(
     along_features: Array | None,
     along_harmonics: Array,
     along_radial: Array,
-    rowptr: Array,
-    source: Array,
+    edges: EdgeList,
     out: Second,
 ) -> None:
     """Write gradients of φ for cotangents of the gradients by features, harmonics and radial.
 
     Args:
         layout: shapes, which ``covers`` says the code is for.
-        features, harmonics, radial, kernel, gradient, rowptr, source: as in ``runner.backward``.
+        features, harmonics, radial, kernel, gradient, edges: as in ``runner.backward``.
         along_features, along_harmonics, along_radial: cotangents, shaped like these; the first
             may be None.
         out: where results go.
@@ -60,20 +59,19 @@ def second_derivatives(
         slopes=out.radial is not None or out.kernel is not None,
     )
     code = second_module(layout.paths, layout.lmax_edge, features.dtype.name, asked)
-    n_nodes = len(rowptr) - 1
     slopes = empty if out.radial is None else out.radial.ravel()
-    start, step = layout.rows(n_nodes)
+    start, step = layout.rows(edges.n_nodes)
 
     def call(part: Part) -> None:
         code.second_pass(
             features, empty if along_features is None else along_features, harmonics.ravel(),
             along_harmonics.ravel(), weights, along_weights, basis, along_basis, matrix, gradient,
-            rowptr, source, part.rows, part.features,
+            edges.rowptr, edges.source, part.rows, part.features,
             empty if out.harmonics is None else out.harmonics.ravel(),
             slopes if n_radial == 0 else empty, slopes if n_radial else empty, part.kernel,
             empty if out.gradient is None else out.gradient, layout.group_channels,
-            layout.feature_first(n_nodes), part.first, layout.w_first, layout.n_weights, n_radial,
-            start, step, *part.atoms,
+            layout.feature_first(edges.n_nodes), part.first, layout.w_first, layout.n_weights,
+            n_radial, start, step, *part.atoms,
         )  # fmt: skip
 
-    in_parts(layout, rowptr, source, features.dtype, out.features, out.kernel, call)
+    in_parts(layout, edges, features.dtype, out.features, out.kernel, call)
