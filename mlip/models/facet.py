@@ -53,6 +53,7 @@ from mlip.so3 import spherical_harmonics
 if TYPE_CHECKING:
     from mlip.models.facet_elements import ElementWeights
     from mlip.models.facet_inference import Passes
+    from mlip.ops.cpu.pairs import PairList
 
 
 class FacetConfig(BaseModel):
@@ -137,16 +138,25 @@ class Edges(NamedTuple):
     """What all blocks share: harmonics [E, K], enveloped radial basis [E, R], neighbours.
 
     inference: nobody asks for derivatives by weights or for second ones.
+    pairs: the harmonics and basis are those of pairs of opposite edges; None: of all edges.
     """
 
     harmonics: Tensor
     basis: Tensor
     neighbors: Neighborhood
     inference: bool = False
+    pairs: PairList | None = None
 
     def detached(self) -> Edges:
         """The same without derivatives."""
         return self._replace(harmonics=self.harmonics.detach(), basis=self.basis.detach())
+
+    def of_all(self) -> Edges:
+        """The same with harmonics and basis of all edges."""
+        if self.pairs is None:
+            return self
+        harmonics, basis = self.pairs.both(self.harmonics, self.basis)
+        return Edges(harmonics, basis, self.neighbors, self.inference)
 
 
 class FacetBlock(nn.Module):
@@ -278,7 +288,9 @@ class Facet(nn.Module):
         """
         species = self.species_of[graph.atomic_numbers]
         inference = getattr(graph, "inference", False)
-        edges = self.edges(graph.edge_vector, graph.edge_index, species.shape[0], inference)
+        edges = self.edges(
+            graph.edge_vector, graph.edge_index, len(species), inference, graph.edge_shift
+        )
         x: Features = (self.embedding[species][:, None, :],)  # [N, 1, C]
         energies = self.head(self._scalars(x, edges, species))[:, 0]
         if self.config.rescale == "none":
@@ -295,7 +307,7 @@ class Facet(nn.Module):
                 return self._read(self.readouts[-1], found)
         self.prepared.clear()
         self.prepared_elements.clear()
-        scalars = []
+        edges, scalars = edges.of_all(), []
         for block, readout in zip(self.blocks, self.readouts, strict=True):
             x = block(x, edges)
             scalars.append(self._read(readout, x))
@@ -310,16 +322,33 @@ class Facet(nn.Module):
         return _lmax_edge(self.config)
 
     def edges(
-        self, vectors: Tensor, edge_index: Tensor, n_nodes: int, inference: bool = False
+        self,
+        vectors: Tensor,
+        edge_index: Tensor,
+        n_nodes: int,
+        inference: bool = False,
+        shift: Tensor | None = None,
     ) -> Edges:
-        """Evaluate everything that depends on edge vectors alone."""
-        found = None
-        if inference and not self.training:
-            from mlip.models.facet_edges import edges_in_inference
+        """Evaluate everything that depends on edge vectors alone.
 
-            found = edges_in_inference(self, vectors)
-        harmonics, basis = self.functions(vectors) if found is None else found
-        return Edges(harmonics, basis, neighborhood(edge_index, n_nodes), inference)
+        Args:
+            vectors: [E, 3] Å.
+            edge_index: [2, E].
+            n_nodes: N.
+            inference: see `Edges`; pairs are then looked for.
+            shift: [E, 3] image of each source, if known.
+        """
+        neighbors = neighborhood(edge_index, n_nodes)
+        if not inference or self.training:
+            return Edges(*self.functions(vectors), neighbors, inference)
+        from mlip.models.facet_edges import functions_in_inference
+        from mlip.models.facet_inference import pairs_in_inference
+
+        pairs = None if shift is None else pairs_in_inference(self, neighbors, shift, vectors)
+        if pairs is not None:
+            vectors = vectors.index_select(0, torch.from_numpy(pairs.edge))
+        functions = functions_in_inference(self, vectors) or self.functions(vectors)
+        return Edges(*functions, neighbors, inference, pairs)
 
     def functions(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate harmonics [E, K] and enveloped radial functions [E, R] of vectors [E, 3]."""

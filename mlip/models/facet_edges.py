@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlip.ops.cpu.edge_functions import EdgeFunctions
 
 
-def edges_in_inference(model: Facet, vectors: Tensor) -> tuple[Tensor, Tensor] | None:
+def functions_in_inference(model: Facet, vectors: Tensor) -> tuple[Tensor, Tensor] | None:
     """Evaluate harmonics [E, K] and enveloped radial functions [E, R], once differentiable.
 
     Args:

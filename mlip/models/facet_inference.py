@@ -14,6 +14,7 @@ from itertools import groupby
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,11 +22,21 @@ from mlip.models import facet_elements, facet_product_block, facet_scalar_block
 from mlip.models.facet_packed import by_degree, edge_list, joined
 from mlip.nn.node_update import ScalarUpdate, SphereProductUpdate
 from mlip.nn.prepared import parameters_of
-from mlip.ops import Features, Neighborhood
-from mlip.ops.backend import CHECK_EDGES, compare, disturbed, odd_channels, tracing, use_kernel
+from mlip.ops import Features, Neighborhood, neighborhood
+from mlip.ops.backend import (
+    CHECK_EDGES,
+    compare,
+    disturbed,
+    odd_channels,
+    refusal,
+    tracing,
+    use_kernel,
+)
 
 if TYPE_CHECKING:
     from mlip.models.facet import Edges, Facet, FacetBlock
+    from mlip.ops.cpu.pairs import PairList
+    from mlip.ops.cpu.runner import EdgeList
 
 FOR_CPU = "it is written for processors"
 MOST_SETS = 64  # of elements, whose weights are kept: data sets have thousands
@@ -38,6 +49,24 @@ class _Own(NamedTuple):
     form: ModuleType
     passes: Passes
     sources: Tensor | None = None
+
+
+def pairs_in_inference(
+    model: Facet, neighbors: Neighborhood, shift: Tensor, vectors: Tensor
+) -> PairList | None:
+    """Give the pairs of opposite edges where all blocks can take them and all edges have one."""
+    if model.backend == "torch" or tracing() or model.config.readout != "last":
+        return None
+    blocks = cast("list[FacetBlock]", list(model.blocks))
+    if not len(vectors) or refusal(
+        [vectors], next(filter(None, map(_uncovered, blocks)), None), FOR_CPU
+    ):
+        return None
+    from mlip.ops.cpu.pairs import covers, find_pairs
+
+    if not all(_form(block) and covers(block.signature.paths) for block in blocks):
+        return None
+    return find_pairs(edge_list(neighbors), shift)
 
 
 def blocks_in_inference(
@@ -65,7 +94,7 @@ def blocks_in_inference(
 
         # asked for by name, the kernels of the general way tell why they cannot run
         if own is not None and not use_kernel(
-            "auto", _name(block), tensors, check, _uncovered(block), cuda=FOR_CPU
+            "auto", _name(block, edges), tensors, check, _uncovered(block), cuda=FOR_CPU
         ):
             own = None
         owns.append(own)
@@ -82,16 +111,17 @@ def _through(
     for is_general, group in groupby(pairs, lambda pair: pair[1] is None):
         if is_general:
             for block, _ in group:
-                x = block(x, edges)
+                x = block(x, edges.of_all())
         else:
             together = [own for _, own in group if own is not None]
-            x = _run(together, edges.neighbors, edges.harmonics, edges.basis, x)
+            x = _run(together, edges, x)
     return x
 
 
-def _name(block: FacetBlock) -> str:
+def _name(block: FacetBlock, edges: Edges) -> str:
     order = getattr(block.update, "order", 0)
-    return f"block of Facet: {block.signature}, {order} factors, to channels {block.target}"
+    by = "" if edges.pairs is None else ", opposite edges together"
+    return f"block of Facet: {block.signature}, {order} factors, to channels {block.target}{by}"
 
 
 def _by_elements(
@@ -118,16 +148,15 @@ def _by_elements(
     def check() -> tuple[float, float]:
         return _compared(block, tuple(part.detach() for part in x), edges, summed, varied=False)
 
-    name, tensors = _name(block), [edges.harmonics, edges.basis]
+    name, tensors = _name(block, edges), [edges.harmonics, edges.basis]
     if not use_kernel("auto", f"{name}, sums for elements", tensors, check, otherwise=name):
         return None
     return summed
 
 
-def _run(
-    owns: Sequence[_Own], neighbors: Neighborhood, harmonics: Tensor, basis: Tensor, x: Features
-) -> Features:
-    found: Features = _Blocks.apply(owns, neighbors, harmonics, basis, *x)  # type: ignore[no-untyped-call]
+def _run(owns: Sequence[_Own], edges: Edges, x: Features) -> Features:
+    given = (owns, edge_list(edges.neighbors), edges.pairs, edges.harmonics, edges.basis)
+    found: Features = _Blocks.apply(*given, *x)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -171,38 +200,42 @@ class _Blocks(torch.autograd.Function):
     def forward(
         ctx: Any,
         owns: Sequence[_Own],
-        neighbors: Neighborhood,
+        edges: EdgeList,
+        pairs: PairList | None,
         harmonics: Tensor,
         basis: Tensor,
         *x: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.channels = tuple(part.shape[2] for part in x)
-        ctx.owns, ctx.edges, ctx.kept = owns, edge_list(neighbors), []
+        ctx.owns, ctx.edges, ctx.kept = owns, pairs or edges, []
+        ctx.save_for_backward(harmonics, basis)
+        if pairs is not None:
+            harmonics, basis = pairs.both_detached(harmonics, basis)
         flat = joined(x)
         for own in owns:
             sources = flat if own.sources is None else own.sources
-            flat, kept = own.form.forward(own.passes, ctx.edges, harmonics, basis, flat, sources)
+            flat, kept = own.form.forward(own.passes, edges, harmonics, basis, flat, sources)
             ctx.kept.append(kept)
-        ctx.save_for_backward(harmonics, basis)
-        return by_degree(flat, neighbors.n_nodes, owns[-1].passes.weights.target)
+        return by_degree(flat, edges.n_nodes, owns[-1].passes.weights.target)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         harmonics, basis = ctx.saved_tensors
-        of_harmonics, of_basis = torch.zeros_like(harmonics), torch.zeros_like(basis)
         gradient: Tensor | None = joined(gradients)
+        total: list[Tensor] = []
         for i, (own, kept) in reversed(list(enumerate(zip(ctx.owns, ctx.kept, strict=True)))):
-            wanted = i > 0 or any(ctx.needs_input_grad[4:])
+            wanted = i > 0 or any(ctx.needs_input_grad[5:])
             gradient, *of_edges = own.form.backward(
                 own.passes, ctx.edges, harmonics, basis, kept, gradient, wanted
             )
-            of_harmonics += of_edges[0]
-            of_basis += of_edges[1]
+            for of_all, own_part in zip(total, of_edges, strict=False):
+                of_all += own_part
+            total = total or of_edges
         if gradient is None:
-            return None, None, of_harmonics, of_basis, *[None] * len(ctx.channels)
+            return None, None, None, *total, *[None] * len(ctx.channels)
         parts = by_degree(gradient, ctx.edges.n_nodes, ctx.channels)
-        return None, None, of_harmonics, of_basis, *parts
+        return None, None, None, *total, *parts
 
 
 def _compared(
@@ -212,19 +245,53 @@ def _compared(
 
     Harmonics have some noise; if ``varied`` features are inputs, too, with noise.
     """
-    count = min(CHECK_EDGES, edges.basis.shape[0])
-    part = edges.neighbors.first(count)
+    if edges.pairs is None:
+        some = _first_edges(edges)
+    else:
+        some, x = _first_pairs(edges, edges.pairs), tuple(torch.cat([part, part]) for part in x)
+        if own.sources is not None:
+            own = own._replace(sources=torch.cat([own.sources, own.sources]))
+
+    def given(harmonics: Tensor, basis: Tensor) -> Edges:
+        return some._replace(harmonics=harmonics, basis=basis)
 
     def plain(harmonics: Tensor, basis: Tensor, *features: Tensor) -> Features:
         general = copy.deepcopy(block).to(basis.dtype).requires_grad_(False)
         general.use_backend("torch")
-        edge = edges._replace(harmonics=harmonics, basis=basis, neighbors=part, inference=False)
-        found: Features = general(features or tuple(each.to(basis) for each in x), edge)
+        x_or_table = features or tuple(each.to(basis) for each in x)
+        found: Features = general(x_or_table, given(harmonics, basis).of_all())
         return found
 
     def fast(harmonics: Tensor, basis: Tensor, *features: Tensor) -> Features:
-        return _run([own], part, harmonics, basis, features or x)
+        return _run([own], given(harmonics, basis), features or x)
 
-    harmonics = disturbed([edges.harmonics[:count]])
+    harmonics = disturbed([some.harmonics])
     features = disturbed(x) if varied else []
-    return compare(plain, fast, [*harmonics, edges.basis[:count], *features])
+    return compare(plain, fast, [*harmonics, some.basis, *features])
+
+
+def _first_edges(edges: Edges) -> Edges:
+    count = min(CHECK_EDGES, edges.basis.shape[0])
+    functions = edges.harmonics[:count], edges.basis[:count]
+    return type(edges)(*functions, edges.neighbors.first(count))
+
+
+def _first_pairs(edges: Edges, pairs: PairList) -> Edges:
+    """Give some pairs of edges, from each atom to the second copy of another.
+
+    Of a pair that an atom makes with itself, gradients by features of odd degree vanish.
+    """
+    count = min(CHECK_EDGES, pairs.n_edges)
+    first = np.minimum(pairs.rowptr, count)
+    target = np.repeat(np.arange(pairs.n_nodes), np.diff(first))
+    source = pairs.source[:count] + pairs.n_nodes
+    both = np.concatenate([source, target]), np.concatenate([target, source])
+    order = np.argsort(both[1], kind="stable")
+    place = np.argsort(order)
+    first = np.concatenate([first, np.full(pairs.n_nodes, count)])
+    return type(edges)(
+        edges.harmonics[:count],
+        edges.basis[:count],
+        neighborhood(torch.from_numpy(np.stack(both)[:, order]), 2 * pairs.n_nodes),
+        pairs=type(pairs)(first, source, place[:count], place[count:]),
+    )

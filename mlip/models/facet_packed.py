@@ -52,6 +52,39 @@ def edge_list(neighbors: Neighborhood) -> EdgeList:
     return neighbors.as_list
 
 
+def message_gradients(
+    signature: str,
+    kernel: Tensor,
+    edges: EdgeList,
+    harmonics: Tensor,
+    basis: Tensor,
+    sources: Tensor,
+    gradient: Tensor,
+    onto: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of packed sums of messages by harmonics and radial functions.
+
+    Args:
+        signature: of the convolution, as text.
+        kernel: [R, n_weights] of the radial functions.
+        edges: all, or pairs of opposite edges.
+        harmonics, basis: [E, K] and [E, R] of these.
+        sources: packed features that messages are made of.
+        gradient: by the sums.
+        onto: what the gradient by sources is added to; None: not wanted.
+
+    Returns:
+        [E, K] and [E, R].
+    """
+    from mlip.ops.cpu import library, pairs
+
+    arguments = (sources, harmonics, basis, kernel, gradient)
+    if isinstance(edges, pairs.PairList):
+        return pairs.pair_gradients(*arguments, edges, signature, onto)
+    wanted = [onto is not None, True, True, False]
+    return library.convolve_backward(*arguments, edges, signature, wanted, onto)[1:3]
+
+
 def widths(matrices: Sequence[Matrix], dim: int) -> list[int]:
     """Rows (dim 0) or columns (1) of the matrix of each degree."""
     return [matrix.shape[dim] for matrix in matrices]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mlip.models.facet_packed import scaled, widths
+from mlip.models.facet_packed import message_gradients, scaled, widths
 from mlip.nn.node_update import SphereProductUpdate
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def forward(
 
     Args:
         passes: of the block.
-        edges: those of the graph, checked. harmonics: [E, K]. basis: [E, R].
+        edges: those of the graph. harmonics: [E, K]. basis: [E, R].
         x: packed features.
         sources: packed features that messages are made of, in general x.
     """
@@ -221,8 +221,6 @@ def backward(
     want_features: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Compute the gradients by packed features, harmonics and basis."""
-    from mlip.ops.cpu.library import convolve_backward
-
     w, n = passes.weights, edges.n_nodes
     sources, *kept = kept
     program = passes.backward if want_features else passes.backward_edges
@@ -230,8 +228,7 @@ def backward(
     d_sums, *dx = (gradient.new_empty(size) for size in sizes)
     program.run(n, gradient, d_sums, *dx, *kept)
     onto = dx[0] if want_features else None
-    _, of_harmonics, of_basis, _ = convolve_backward(
-        sources, harmonics, basis, w.kernel, d_sums, edges, w.message,
-        [want_features, True, True, False], onto,
-    )  # fmt: skip
-    return onto, of_harmonics, of_basis
+    of_edges = message_gradients(
+        w.message, w.kernel, edges, harmonics, basis, sources, d_sums, onto
+    )
+    return onto, *of_edges

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mlip.models.facet_packed import scaled
+from mlip.models.facet_packed import message_gradients, scaled
 from mlip.nn.node_update import ScalarUpdate
 
 if TYPE_CHECKING:
@@ -152,15 +152,12 @@ def backward(
     want_features: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Compute the gradients by packed features, harmonics and basis."""
-    from mlip.ops.cpu.library import convolve_backward
-
     w, n = passes.weights, edges.n_nodes
     sources, *kept = kept
     d_sums, dx = (gradient.new_empty(size) for size in passes.backward.sizes(n)[1:3])
     passes.backward.run(n, gradient, d_sums, dx, *kept)
     onto = dx if want_features else None
-    _, of_harmonics, of_basis, _ = convolve_backward(
-        sources, harmonics, basis, w.kernel, d_sums, edges, w.message,
-        [want_features, True, True, False], onto,
-    )  # fmt: skip
-    return onto, of_harmonics, of_basis
+    of_edges = message_gradients(
+        w.message, w.kernel, edges, harmonics, basis, sources, d_sums, onto
+    )
+    return onto, *of_edges

@@ -10,12 +10,10 @@ from ase import Atoms
 from ase.build import bulk
 
 from mlip.errors import InputError
-from mlip.graph import atoms_to_graph, batch_graphs
+from mlip.graph import atoms_to_graph, batch_graphs, edge_vectors
 from mlip.models import create_model
-from mlip.models.facet import Edges
 from mlip.models.facet_inference import blocks_in_inference, prepared
 from mlip.models.facet_packed import by_degree, joined
-from mlip.ops import neighborhood
 from mlip.ops.backend import decisions
 from mlip.potential import Potential
 
@@ -249,19 +247,25 @@ def test_results_do_not_depend_on_threads():
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
-def test_edges_that_do_not_exist_are_refused_by_the_first_block_that_runs():
+@pytest.mark.parametrize("paired", [False, True])
+def test_edges_that_do_not_exist_are_refused_by_the_first_block_that_runs(paired):
     potential = make(MODELS["two factors"])
-    graph = atoms_to_graph(alloy(), potential.cutoff)
-    potential(graph)
-    assert all(how.startswith("CPU kernel") for how in told_of_blocks().values())
-    graph.edge_index = graph.edge_index.clone()
-    graph.edge_index[0, 3] = 99
-    vectors = torch.randn(graph.edge_index.shape[1], 3, dtype=torch.float64)
-    functions = potential.model.functions(vectors)
-    edges = Edges(*functions, neighborhood(graph.edge_index, 8), inference=True)
+    model, graph = potential.model, atoms_to_graph(alloy(), potential.cutoff)
+    vectors, species = edge_vectors(graph), torch.arange(8) % 2
     x = (torch.randn(8, 1, 16, dtype=torch.float64),)
+
+    def run(index):
+        shift = graph.edge_shift if paired else None
+        edges = model.edges(vectors, index, 8, inference=True, shift=shift)
+        assert (edges.pairs is not None) == paired
+        blocks_in_inference(model, x, edges, species)
+
+    run(graph.edge_index)
+    assert all(how.startswith("CPU kernel") for how in told_of_blocks().values())
+    wrong = graph.edge_index.clone()
+    wrong[0, 3] = 99
     with pytest.raises(InputError, match="sources among the atoms"):
-        blocks_in_inference(potential.model, x, edges, torch.arange(8) % 2)
+        run(wrong)
 
 
 def test_packed_features_are_not_copied_where_they_lie_in_order():

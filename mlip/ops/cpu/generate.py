@@ -229,7 +229,8 @@ def slopes_of_edges(
     for j in harmonics:
         text(f"z{j} = k.accumulator(k.load(Z, z + {j * width}))", 2)
     text("with k.loop(blocks) as b:", 2)
-    text(f"c, r, m = b * {width}, a + b * {rows * width}, k.opaque(t)", 3)
+    sums = "sums" if opposite else "a"
+    text(f"c, r, m = b * {width}, {sums} + b * {rows * width}, k.opaque(t)", 3)
     for m1 in range(2 * l1 + 1):
         text(f"x{m1} = k.load(X, here + (channels * {m1} + c))", 3)
     added: set[int] = set()

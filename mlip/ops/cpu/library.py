@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mlip.errors import InputError
 from mlip.ops.convolution import ConvolutionSignature
-from mlip.ops.cpu import runner
+from mlip.ops.cpu import cache, runner
 
 Optional = Tensor | None
 
@@ -77,16 +77,8 @@ def check_shapes(
 
 def check_indices(rowptr: Tensor, source: Tensor) -> None:
     """Raise an error for edges that do not exist; it reads them, so not on a GPU."""
-    n_nodes, n_edges = len(rowptr) - 1, len(source)
-    ends = n_nodes >= 0 and int(rowptr[0]) == 0 and int(rowptr[-1]) == n_edges
-    _demand(
-        n_nodes,
-        n_edges,
-        {
-            "rowptr": ends and bool((rowptr.diff() >= 0).all()),
-            "source": atoms_exist(source, n_nodes),
-        },
-    )
+    exist = cache.loops().edges_exist(as_array(rowptr), as_array(source))
+    _demand(len(rowptr) - 1, len(source), {"rowptr and source": exist})
 
 
 def _demand(n_nodes: int, n_edges: int, facts: dict[str, bool]) -> None:

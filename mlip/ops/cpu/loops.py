@@ -7,7 +7,7 @@ OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "cache":
 
 
 @njit(**OPTIONS)
-def local_rows(rowptr, source, n0, n1, row_of, rows):  # type: ignore[no-untyped-def]
+def local_rows(rowptr, source, n0, n1, row_of, rows, targets):  # type: ignore[no-untyped-def]
     """Number the sources of atoms n0 … n1 − 1 in order of appearance.
 
     Args:
@@ -15,6 +15,7 @@ def local_rows(rowptr, source, n0, n1, row_of, rows):  # type: ignore[no-untyped
         n0, n1: atoms.
         row_of: [N] row of each atom; −1 if it is no source.
         rows: [E] row of the source of each edge, written for the edges of these atoms.
+        targets: whether the atoms themselves have rows, too, where they have edges.
 
     Returns:
         Number of rows.
@@ -27,7 +28,82 @@ def local_rows(rowptr, source, n0, n1, row_of, rows):  # type: ignore[no-untyped
             row_of[atom] = count
             count += 1
         rows[e] = row_of[atom]
+    if targets:
+        for atom in range(n0, n1):
+            if row_of[atom] < 0 and rowptr[atom] < rowptr[atom + 1]:
+                row_of[atom] = count
+                count += 1
     return count
+
+
+@njit(**OPTIONS)
+def edges_exist(rowptr, source):  # type: ignore[no-untyped-def]
+    """Whether pointers ascend from 0 to E and all sources are among the atoms."""
+    n_atoms = len(rowptr) - 1
+    if n_atoms < 0 or rowptr[0] != 0 or rowptr[-1] != len(source):
+        return False
+    wrong = 0
+    for i in range(n_atoms):
+        wrong += rowptr[i] > rowptr[i + 1]
+    for atom in source:
+        wrong += atom < 0 or atom >= n_atoms
+    return wrong == 0
+
+
+@njit(**OPTIONS)
+def opposite_edges(rowptr, source, shift, first, edge, other):  # type: ignore[no-untyped-def]
+    """Find the edges i ← j and j ← i, by the image of j and the opposite image of i.
+
+    Those of two atoms follow one another in both rows, in opposite order of their images.
+
+    Args:
+        rowptr, source, shift: edges by target, then source, then image of the source.
+        first: [N + 1] first pair of each target i, written.
+        edge, other: [E] the edges of pairs, written from the front; i < j in the first.
+
+    Returns:
+        Number of pairs; −1 if an edge has no opposite, or edges are in another order.
+    """
+    n_atoms, count = len(rowptr) - 1, 0
+    place = rowptr[:-1].copy()  # in each row, of the next edge from an atom before it
+    for i in range(n_atoms):
+        first[i] = count
+        e, end = place[i], rowptr[i + 1]
+        if e < end and source[e] < i:
+            return -1
+        while e < end:
+            j, n = source[e], 1
+            while e + n < end and source[e + n] == j:
+                n += 1
+            at, chosen = place[j], n if j > i else n // 2
+            if j < i or (j == i and n % 2 == 1) or at + n > rowptr[j + 1]:
+                return -1
+            if j == i:
+                at = e
+            for k in range(chosen):
+                a, b = e + n - chosen + k, at + chosen - 1 - k
+                if source[b] != i:
+                    return -1
+                for axis in range(3):
+                    if shift[a, axis] != -shift[b, axis]:
+                        return -1
+                edge[count], other[count] = a, b
+                count += 1
+            place[j] = at + n
+            e += n
+    first[n_atoms] = count
+    return count if 2 * count == len(source) else -1
+
+
+@njit(**OPTIONS)
+def both_directions(half, sign, edge, other, out):  # type: ignore[no-untyped-def]
+    """Write the rows of pairs to one edge of each, and times signs to the other."""
+    width = half.shape[1]
+    for p in range(len(edge)):
+        a, b = edge[p], other[p]
+        for column in range(width):
+            out[a, column] = half[p, column]
+            out[b, column] = half[p, column] * sign[column]
 
 
 @njit(**OPTIONS)

@@ -91,10 +91,17 @@ class EdgeList:
     rowptr: [N + 1] first edge of each atom, int64. source: [E] int64.
     """
 
+    by_pairs = False  # each edge stands for its opposite, too: targets are sources as well
+
     def __init__(self, rowptr: Array, source: Array) -> None:
         self.rowptr, self.source = rowptr, source
         self.n_nodes, self.n_edges = len(rowptr) - 1, len(source)
         self._bounds: dict[int, list[int]] = {}
+
+    @property
+    def n_directed(self) -> int:
+        """Edges for which there is work."""
+        return 2 * self.n_edges if self.by_pairs else self.n_edges
 
     def bounds(self, n_parts: int) -> list[int]:
         """Cut the atoms in parts with about the same number of edges."""
@@ -109,11 +116,11 @@ class EdgeList:
         Atoms that are neighbours should be near in order, else every chunk touches every atom:
         then fewer chunks are made, to bound memory.
         """
-        n_chunks = threads.even_parts(self.n_edges, CHUNK_EDGES, MOST_CHUNKS)
+        n_chunks = threads.even_parts(self.n_directed, CHUNK_EDGES, MOST_CHUNKS)
         if n_chunks > MOST_COPIES:
             row_of, rows = np.empty(self.n_nodes, np.int32), np.empty_like(self.source)
             touched = sum(
-                cache.loops().local_rows(self.rowptr, self.source, low, high, row_of, rows)
+                self._local_rows(low, high, row_of, rows)
                 for low, high in pairwise(self.bounds(n_chunks))
             )
             if touched > MOST_COPIES * self.n_nodes:
@@ -132,10 +139,21 @@ class EdgeList:
         rows = self.source if not others else self.source.copy()
         row_of = np.empty((len(others), self.n_nodes), np.int32)
         n_rows = [
-            cache.loops().local_rows(self.rowptr, self.source, low, high, own, rows)
+            self._local_rows(low, high, own, rows)
             for (low, high), own in zip(others, row_of, strict=True)
         ]
         return rows, row_of, n_rows
+
+    def _local_rows(self, low: int, high: int, row_of: Array, rows: Array) -> int:
+        count: int = cache.loops().local_rows(
+            self.rowptr, self.source, low, high, row_of, rows, self.by_pairs
+        )
+        return count
+
+    @cached_property
+    def all_rows(self) -> Array:
+        """Rows of all atoms where all have one, int32."""
+        return np.arange(self.n_nodes, dtype=np.int32)
 
 
 def forward(
@@ -166,9 +184,9 @@ def forward(
         run.code.forward_pass, *run.tables, features, harmonics.ravel(), weights, basis, matrix,
         edges.rowptr, edges.source, out, layout.group_channels,
         layout.feature_first(edges.n_nodes), layout.w_first, layout.n_weights, n_radial,
-        *_rows(layout, edges.n_nodes, run.row_order),
+        *ordered_rows(layout, edges.n_nodes, run.row_order),
     )  # fmt: skip
-    parts = 1 if _is_serial(layout, edges) else 4 * threads.available_threads()
+    parts = 1 if is_serial(layout, edges) else 4 * threads.available_threads()
     threads.run(over_nodes(call, edges.bounds(parts)))
 
 
@@ -205,7 +223,7 @@ def backward(
     weights, basis, matrix, n_radial = radial_arrays(radial, kernel)
     empty = np.empty(0, features.dtype)
     slopes = empty if out.radial is None else out.radial.ravel()
-    start, step = _rows(layout, edges.n_nodes, run.row_order)
+    start, step = ordered_rows(layout, edges.n_nodes, run.row_order)
 
     def call(part: Part) -> None:
         run.code.backward_pass(
@@ -225,13 +243,14 @@ def backward(
 class Part:
     """A range of targets, and where a pass over it adds.
 
-    rows: [E] row in ``features`` of the source of each edge.
+    rows: [E] row in ``features`` of the source of each edge; row_of: [N] of each atom.
     features: packed rows; first: number where those of each group begin.
     kernel: gradient of a radial kernel, flat; empty if it is not wanted.
     atoms: first of the range, and first after it.
     """
 
     rows: Array
+    row_of: Array
     features: Array
     first: Array
     kernel: Array
@@ -266,7 +285,7 @@ def in_parts(
         call(Part(*parts(i), kernels[i], (bounds[i], bounds[i + 1])))
 
     tasks = [partial(task, i) for i in range(len(bounds) - 1)]
-    _run(tasks, serial=_is_serial(layout, edges))
+    _run(tasks, serial=is_serial(layout, edges))
     if chunks:
         chunks.sum()
     if of_kernel is not None:
@@ -280,17 +299,21 @@ class _Chunks:
     """
 
     def __init__(self, layout: Layout, edges: EdgeList, out: Array) -> None:
-        self.layout, self.out, self.n_nodes = layout, out, edges.n_nodes
+        self.layout, self.out, self.edges = layout, out, edges
         self.rows, self.row_of, self.n_rows = edges.chunk_rows
         self.begins = np.cumsum([0, *(layout.feature_size(n) for n in self.n_rows)])
         self.parts = np.zeros(self.begins[-1], out.dtype)
 
-    def part(self, i: int) -> tuple[Array, Array, Array]:
-        """Part of a chunk: rows of edges, numbers, first number of each group."""
+    def part(self, i: int) -> tuple[Array, Array, Array, Array]:
+        """Part of a chunk: rows of edges and of atoms, numbers, first number of each group."""
         if i == 0:
-            return self.rows, self.out, self.layout.feature_first(self.n_nodes)
-        own = self.parts[self.begins[i - 1] : self.begins[i]]
-        return self.rows, own, self.layout.feature_first(self.n_rows[i - 1])
+            first = self.layout.feature_first(self.edges.n_nodes)
+            return self.rows, self.edges.all_rows, self.out, first
+        own, first = (
+            self.parts[self.begins[i - 1] : self.begins[i]],
+            self.layout.feature_first(self.n_rows[i - 1]),
+        )
+        return self.rows, self.row_of[i - 1], own, first
 
     def sum(self) -> None:
         """Add the parts in the order of the chunks."""
@@ -298,14 +321,15 @@ class _Chunks:
             return
         before, tasks = 0, []
         pieces = 8 if self.out.size >= SERIAL_SUM else 1
-        cuts = np.linspace(0, self.n_nodes, pieces + 1).astype(int).tolist()
+        n_nodes = self.edges.n_nodes
+        cuts = np.linspace(0, n_nodes, pieces + 1).astype(int).tolist()
         for degree, channels in enumerate(self.layout.channels):
             width = (2 * degree + 1) * channels
             if width:
                 first = self.begins[:-1] + np.array(self.n_rows, dtype=np.int64) * before
                 call = partial(
                     cache.loops().add_chunks, self.parts, first, self.row_of, width, self.out,
-                    before * self.n_nodes,
+                    before * n_nodes,
                 )  # fmt: skip
                 tasks += over_nodes(call, cuts)
             before += width
@@ -314,15 +338,15 @@ class _Chunks:
 
 def _unwanted(
     layout: Layout, edges: EdgeList, dtype: np.dtype
-) -> Callable[[int], tuple[Array, Array, Array]]:
+) -> Callable[[int], tuple[Array, Array, Array, Array]]:
     """Stand in for ``_Chunks.part``: one row takes gradients of features which nobody wants."""
     size = max((2 * i + 1) * c for i, c in enumerate(layout.channels))
     begins = np.zeros(len(layout.degrees), dtype=np.int64)
     rows, row = np.zeros_like(edges.source), np.zeros(size, dtype)
-    return lambda _: (rows, row, begins)
+    return lambda _: (rows, np.zeros_like(edges.all_rows), row, begins)
 
 
-def _rows(layout: Layout, n_nodes: int, order: Array | None) -> tuple[Array, Array]:
+def ordered_rows(layout: Layout, n_nodes: int, order: Array | None) -> tuple[Array, Array]:
     """As ``Layout.rows``, in the order of a program; rows of one path share a step."""
     start, step = layout.rows(n_nodes)
     return start if order is None else start[order], step
@@ -336,8 +360,8 @@ def radial_arrays(radial: Array, kernel: Array | None) -> tuple[Array, Array, Ar
     return empty, radial.ravel(), kernel.ravel(), kernel.shape[0]
 
 
-def _is_serial(layout: Layout, edges: EdgeList) -> bool:
-    return edges.n_edges * int(layout.group_channels.sum()) < SERIAL
+def is_serial(layout: Layout, edges: EdgeList) -> bool:
+    return edges.n_directed * int(layout.group_channels.sum()) < SERIAL
 
 
 def _run(tasks: Sequence[Callable[[], object]], *, serial: bool) -> None:
