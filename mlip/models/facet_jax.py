@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mlip.errors import CheckpointError, InputError
-from mlip.models.facet import Facet, FacetConfig
+from mlip.models.facet import Facet
+from mlip.models.facet_config import FacetConfig
 from mlip.models.official_files import load_weights
 
 ACTIVATION_NAMES = {

@@ -9,7 +9,8 @@ import torch
 from ase.build import bulk
 from ase.io import write
 
-from mlip.models.facet import Facet, FacetConfig
+from mlip.models.facet import Facet
+from mlip.models.facet_config import FacetConfig
 from mlip.potential import Potential
 
 

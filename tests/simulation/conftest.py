@@ -11,7 +11,8 @@ from ase.build import bulk
 from torch import nn
 
 from mlip.models import create_model
-from mlip.models.facet import Facet, FacetConfig
+from mlip.models.facet import Facet
+from mlip.models.facet_config import FacetConfig
 from mlip.ops import segment_sum
 from mlip.potential import Potential
 
