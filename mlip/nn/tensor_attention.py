@@ -57,7 +57,8 @@ class SharedLinear(nn.Module):
         if self.bias is None:
             return mixed
         bias = self.bias if amount is None else amount[:, None, None] * self.bias
-        return torch.cat([mixed[:, :1] + bias, mixed[:, 1:]], dim=1)
+        scalars, rest = first_and_rest(mixed)
+        return torch.cat([scalars + bias, rest], dim=1)
 
     def scalars(self, x: Tensor) -> Tensor:
         """Map l = 0 alone, [N, C_in] to [N, C_out]."""
@@ -261,12 +262,13 @@ class TensorAttention(nn.Module):
         n_atoms: int,
     ) -> Tensor:
         """Gate messages [E, K, C], multiply again and sum by attention: [N, K, C]."""
-        logits = self.alpha.scalars(message[:, 0]).unflatten(1, (self.heads, -1))
+        scalars, rest = first_and_rest(message)
+        logits = self.alpha.scalars(scalars.squeeze(1)).unflatten(1, (self.heads, -1))
         logits = (smooth_leaky_relu(logits) * self.alpha_dot).sum(2)
         attention = envelope_softmax(logits, envelope, target, n_atoms, self.epsilon)
         attention = nn.functional.dropout(attention, self.dropout, self.training)
         share = attention.repeat_interleave(self.alpha_dot.shape[1], dim=1)  # [E, C]
-        value = self.value(message)
+        value = self.value.gated(scalars, rest)
         return operator_scatter(value, operator, weights * share, target[None], n_atoms)
 
 
@@ -281,7 +283,17 @@ class GatedLinear(SharedLinear):
 
     def forward(self, x: Tensor, amount: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Map [N, K, C] to the same shape."""
-        scalars, gates = self.scalars(x[:, 0]).chunk(2, dim=1)
-        values = x[:, 1:] @ self.weight[: len(self.weight) // 2].T
-        first = nn.functional.silu(scalars)[:, None]
-        return torch.cat([first, values * torch.sigmoid(gates)[:, None]], dim=1)
+        return self.gated(*first_and_rest(x))
+
+    def gated(self, scalars: Tensor, rest: Tensor) -> Tensor:
+        """Map [N, 1, C] of l = 0 and [N, K − 1, C] of l > 0 to [N, K, C]."""
+        first, gates = self.scalars(scalars.squeeze(1)).chunk(2, dim=1)
+        values = rest @ self.weight[: len(self.weight) // 2].T
+        parts = [nn.functional.silu(first)[:, None], values * torch.sigmoid(gates)[:, None]]
+        return torch.cat(parts, dim=1)
+
+
+def first_and_rest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut [N, K, C] into l = 0 and l > 0; the derivative of both is then one copy."""
+    first, rest = x.split([1, x.shape[1] - 1], dim=1)
+    return first, rest
