@@ -69,14 +69,12 @@ def opposite_edges(rowptr, source, shift, first, edge, other):  # type: ignore[n
     for i in range(n_atoms):
         first[i] = count
         e, end = place[i], rowptr[i + 1]
-        if e < end and source[e] < i:
-            return -1
         while e < end:
             j, n = source[e], 1
             while e + n < end and source[e + n] == j:
                 n += 1
             at, chosen = place[j], n if j > i else n // 2
-            if j < i or (j == i and n % 2 == 1) or at + n > rowptr[j + 1]:
+            if j < i or at + n > rowptr[j + 1]:
                 return -1
             if j == i:
                 at = e
