@@ -36,6 +36,7 @@ from mlip.nn.tensor_attention import (
     SharedLinear,
     TensorAttention,
 )
+from mlip.ops.pairs import opposite_edges
 from mlip.ops.tensor_products import Degrees, Factors, SharedProduct, find_factors, published_rank
 from mlip.so3 import spherical_harmonics
 
@@ -161,7 +162,7 @@ class TDN(nn.Module):
             Node energies [N] in gradient mode, a `DirectPrediction` in direct mode.
         """
         species = self.species_of[graph.atomic_numbers]
-        edges = self.edges(graph.edge_vector, graph.edge_index)
+        edges = self.edges(graph.edge_vector, graph.edge_index, graph.edge_shift, len(species))
         if getattr(graph, "inference", False) and not self.training:
             groups = group_edges(edges.target, len(species), EDGES_PER_GROUP)
             edges = edges._replace(groups=groups)
@@ -178,9 +179,11 @@ class TDN(nn.Module):
         forces = self.force_projection(self.force_head(x, edges))[:, 1:4, 0]
         return DirectPrediction(energies, forces, None)
 
-    def edges(self, vectors: Tensor, edge_index: Tensor) -> OperatorEdges:
+    def edges(
+        self, vectors: Tensor, edge_index: Tensor, shift: Tensor, n_atoms: int
+    ) -> OperatorEdges:
         """Evaluate everything that depends on edge vectors alone."""
-        config = self.config
+        config, pairs = self.config, opposite_edges(edge_index, shift, n_atoms)
         distance = torch.linalg.vector_norm(vectors, dim=1)
         harmonics = spherical_harmonics(config.lmax, vectors)
         envelope = torch.ones_like(distance)
@@ -189,8 +192,9 @@ class TDN(nn.Module):
         operator = None
         if config.product == "exact":
             operator = SharedProduct(Degrees(*(config.lmax,) * 3)).operator(harmonics)
-        basis = self.radial_basis(distance)
-        return OperatorEdges(edge_index[0], edge_index[1], basis, envelope, harmonics, operator)
+        one_of_two = distance if pairs is None else distance.index_select(0, pairs.edge)
+        basis, (source, target) = self.radial_basis(one_of_two), edge_index
+        return OperatorEdges(source, target, basis, envelope, harmonics, operator, pairs=pairs)
 
     def embed(self, species: Tensor, edges: OperatorEdges) -> Tensor:
         """Make the first features [N, K, C] of elements and neighbours."""

@@ -30,8 +30,8 @@ def grouped_tensor_attention(layer: TensorAttention, x: Tensor, edges: OperatorE
     Returns:
         [N, K, C].
     """
-    operators = layer.operators(edges)
-    return _GroupedAttention.apply(layer, edges, x, edges.basis, edges.envelope, *operators)
+    radial, operators = layer.radial.of_edges(edges), layer.operators(edges)
+    return _GroupedAttention.apply(layer, edges, x, radial, edges.envelope, *operators)
 
 
 class _GroupedAttention(torch.autograd.Function):
@@ -44,8 +44,8 @@ class _GroupedAttention(torch.autograd.Function):
         out = torch.empty_like(x[:n_atoms])
         groups = edges.groups or ()
         for group in groups:
-            basis, envelope, first, second = _parts(inputs, group)
-            weights = layer.weights(basis, envelope)
+            radial, envelope, first, second = _parts(inputs, group)
+            weights = radial * envelope[:, None]
             message = operator_gather(x, first, weights, ends[:, group.edges])
             target = edges.target[group.edges] - group.first_atom
             out[group.atoms] = layer.sum_values(
@@ -68,9 +68,9 @@ class _GroupedAttention(torch.autograd.Function):
 
 
 def _parts(tensors: Any, group: Group) -> tuple[Tensor, ...]:
-    """Take the edges of a group: radial functions, envelope and the operators of both products."""
-    basis, envelope, *operators = (tensor[group.edges] for tensor in tensors)
-    return basis, envelope, operators[0], operators[-1]
+    """Take the edges of a group: radial weights, envelope and the operators of both products."""
+    radial, envelope, *operators = (tensor[group.edges] for tensor in tensors)
+    return radial, envelope, operators[0], operators[-1]
 
 
 def _pull_back(
@@ -84,24 +84,22 @@ def _pull_back(
     slopes: tuple[Tensor, ...],
 ) -> None:
     """Add the gradients of one group to ``of_x`` and to the slices ``slopes``."""
-    basis, envelope, first, second = inputs
-    leaves = _leaf(basis), _leaf(envelope)
-    with torch.enable_grad():
-        weights = layer.weights(*leaves)
-    constant = weights.detach()
+    radial, envelope, first, second = inputs
+    weights = radial * envelope[:, None]
     ends = all_ends[:, group.edges]
     target = ends[1] - len(x) // 2 - group.first_atom
-    message = operator_gather(x, first, constant, ends)
-    late = _leaf(message), _leaf(second), _leaf(constant), _leaf(envelope)
+    message = operator_gather(x, first, weights, ends)
+    late = _leaf(message), _leaf(second), _leaf(weights), _leaf(envelope)
     with torch.enable_grad():
         values = layer.sum_values(*late, target, group.n_atoms)
     of_message, of_second, of_weights, of_envelope = torch.autograd.grad(
         values, late, gradient[group.atoms]
     )
-    of_first, more = operator_slopes(x, of_message, first, constant, ends)
-    add_to_ends(of_x, of_message, first.mT, constant, ends)
-    early = torch.autograd.grad(weights, leaves, of_weights + more)
-    found = (early[0], early[1] + of_envelope, of_first, of_second)
+    of_first, more = operator_slopes(x, of_message, first, weights, ends)
+    add_to_ends(of_x, of_message, first.mT, weights, ends)
+    of_weights = of_weights + more
+    of_envelope = of_envelope + (of_weights * radial).sum(1)
+    found = (of_weights * envelope[:, None], of_envelope, of_first, of_second)
     for slope, part in zip(slopes, found, strict=True):
         slope += part
 

@@ -17,17 +17,21 @@ from mlip.nn.graph_attention import smooth_leaky_relu
 from mlip.nn.grouped_tensor_attention import grouped_tensor_attention
 from mlip.nn.so3_layers import split_by_degree
 from mlip.ops import by_groups, envelope_softmax, operator_gather, operator_scatter, segment_sum
+from mlip.ops.pairs import Pairs, of_all_edges
 from mlip.ops.tensor_products import Factors
 from mlip.ops.tensor_products.coupling import operator_table, tensor_operator
 from mlip.ops.tensor_products.factors import NAMES
 from mlip.ops.tensor_products.solver import reconstruct
 
+ROWS_AT_A_TIME = 1024  # of radial networks in inference: hidden layers then stay in cache
+
 
 class OperatorEdges(NamedTuple):
     """What all layers know of the edges, sorted by target.
 
-    source, target: [E] atoms. basis: [E, R] radial functions. envelope: [E], 0 at the cutoff, or 1.
-    harmonics: [E, K]. operator: K of the exact product, [E, K, K], or None.
+    source, target: [E] atoms. basis: [E, R] radial functions, or [P, R] of pairs of opposite edges.
+    envelope: [E], 0 at the cutoff, or 1. harmonics: [E, K]. operator: K of the exact product,
+    [E, K, K], or None. pairs: None if the basis is that of edges.
     groups: if layers shall go through the edges group by group and recompute in the backward pass.
         Weights are then constants and second derivatives are not defined.
     """
@@ -39,6 +43,7 @@ class OperatorEdges(NamedTuple):
     harmonics: Tensor
     operator: Tensor | None
     groups: tuple[Group, ...] | None = None
+    pairs: Pairs | None = None
 
 
 class SharedLinear(nn.Module):
@@ -125,6 +130,17 @@ class RadialMLP(nn.Module):
             x = nn.functional.silu(norm(layer(x)))
         return self.last(x)
 
+    def of_edges(self, edges: OperatorEdges) -> Tensor:
+        """Evaluate the weights of all edges [E, C]: of opposite ones, once for both."""
+        n, basis = len(edges.basis), edges.basis
+        if edges.groups:
+            firsts = range(0, n, ROWS_AT_A_TIME)
+            rows = [slice(first, min(first + ROWS_AT_A_TIME, n)) for first in firsts]
+            found = by_groups(lambda _, part: self(part), [(r, r) for r in rows], n, basis)
+        else:
+            found = self(basis)
+        return found if edges.pairs is None else of_all_edges(found, edges.pairs)
+
 
 class FactorOperator(nn.Module):
     """The operator of low-rank factors, kept with the weights: a model needs its own ones."""
@@ -163,7 +179,7 @@ class DegreeEmbedding(nn.Module):
         operator = edges.operator if self.operator is None else self.operator(edges.harmonics)
         assert operator is not None
         column = operator[:, :, :1]  # of an input with l = 0 alone
-        inputs = edges.basis, edges.envelope, column
+        inputs = self.radial.of_edges(edges), edges.envelope, column
         if edges.groups:
             summed = self.sum_groups(inputs, edges.target, edges.groups, n_atoms)
         else:
@@ -180,19 +196,19 @@ class DegreeEmbedding(nn.Module):
     ) -> Tensor:
         """Call `sum_messages` group by group, again in the backward pass."""
 
-        def group(i: int, basis: Tensor, envelope: Tensor, column: Tensor) -> Tensor:
+        def group(i: int, radial: Tensor, envelope: Tensor, column: Tensor) -> Tensor:
             own = target[groups[i].edges] - groups[i].first_atom
-            return self.sum_messages(basis, envelope, column, own, groups[i].n_atoms)
+            return self.sum_messages(radial, envelope, column, own, groups[i].n_atoms)
 
         rows = [(each.atoms, each.edges) for each in groups]
         return by_groups(group, rows, n_atoms, *inputs)
 
     def sum_messages(
-        self, basis: Tensor, envelope: Tensor, column: Tensor, target: Tensor, n_atoms: int
+        self, radial: Tensor, envelope: Tensor, column: Tensor, target: Tensor, n_atoms: int
     ) -> Tensor:
         """Sum messages of some edges over the atoms that they end at, [N, K, C]."""
         query = self.expand.scalars(torch.ones_like(self.expand.weight[:1]))  # [1, C]
-        weights = self.radial(basis) * envelope[:, None]
+        weights = radial * envelope[:, None]
         y = query.expand(len(weights), 1, -1)
         return operator_scatter(y, column, weights, target[None], n_atoms)
 
@@ -232,7 +248,7 @@ class TensorAttention(nn.Module):
         if edges.groups:
             return self.projection(grouped_tensor_attention(self, both, edges))
         ends = torch.stack([edges.source, edges.target + n_atoms])
-        weights = self.weights(edges.basis, edges.envelope)
+        weights = self.radial.of_edges(edges) * edges.envelope[:, None]
         operators = self.operators(edges)
         message = operator_gather(both, operators[0], weights, ends)
         summed = self.sum_values(
@@ -247,10 +263,6 @@ class TensorAttention(nn.Module):
         assert self.product_1 is not None
         assert self.product_2 is not None
         return self.product_1(edges.harmonics), self.product_2(edges.harmonics)
-
-    def weights(self, basis: Tensor, envelope: Tensor) -> Tensor:
-        """Evaluate what both products of an edge are multiplied with, [E, C]."""
-        return self.radial(basis) * envelope[:, None]
 
     def sum_values(
         self,

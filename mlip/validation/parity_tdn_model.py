@@ -22,6 +22,7 @@ from mlip.models.tdn_official import (
 )
 from mlip.nn.tensor_attention import OperatorEdges, TensorAttention
 from mlip.ops import operator_apply, operator_gather
+from mlip.ops.pairs import of_all_edges
 from mlip.potential import Potential
 from mlip.validation.parity import TOLERANCE, Arrays, Deviation, Omission, Reading, Row, worst
 
@@ -171,6 +172,8 @@ def _compare_intermediates(
         (x, edges), _ = recorded[f"b{i}.attn"]
         attention: Any = model.blocks[i].attention
         found |= _inside_attention(attention, x, edges, f"b{i}.")
+        if edges.pairs is not None:
+            found["rbf"] = of_all_edges(edges.basis, edges.pairs)
     found |= _ends_of_the_network(model, found["norm"], structures.graph)
     rows: list[Row] = []
     for name, ours in found.items():
@@ -192,7 +195,7 @@ def _inside_attention(
     layer: TensorAttention, x: Tensor, edges: OperatorEdges, prefix: str
 ) -> dict[str, Tensor]:
     """Evaluate radial weights and both products at all edges, which the layer does not keep."""
-    weights = layer.weights(edges.basis, edges.envelope)
+    weights = layer.radial.of_edges(edges) * edges.envelope[:, None]
     operators = layer.operators(edges)
     both = torch.cat([layer.merge_source(x), layer.merge_target(x)])
     ends = torch.stack([edges.source, edges.target + len(x)])

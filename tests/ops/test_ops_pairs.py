@@ -16,6 +16,7 @@ from mlip.ops import ConvolutionSignature, convolution, neighborhood
 from mlip.ops.cpu import threads
 from mlip.ops.cpu.library import edge_list, encode
 from mlip.ops.cpu.pairs import PairList, covers, find_pairs, pair_gradients
+from mlip.ops.pairs import Pairs, of_all_edges, opposite_edges
 from mlip.so3 import spherical_harmonics
 
 SIGNATURES = {
@@ -182,3 +183,35 @@ def test_degrees_that_are_not_written_out_are_not_covered():
     assert covers(SIGNATURES["degree 4"].paths)
     assert not covers(ConvolutionSignature((16,) * 6, 5, (0,), True).paths)
     assert not covers(ConvolutionSignature((0, 16), 0, (0,), True).paths)
+
+
+def test_rows_of_pairs_go_to_both_edges_and_derivatives_come_from_both():
+    graph = GRAPHS["cells smaller than the cutoff"]()
+    index = graph.edge_index
+    pairs = opposite_edges(index, graph.edge_shift, len(graph.atomic_numbers))
+    rows = torch.cat([index, graph.edge_shift.T]).T.tolist()
+    for e, row in enumerate(rows):
+        a, b = pairs.edge[pairs.place[e]], pairs.other[pairs.place[e]]
+        assert e in (a, b)
+        assert rows[b] == [rows[a][1], rows[a][0], *(-x for x in rows[a][2:])]
+    generator = torch.Generator().manual_seed(0)
+    few = Pairs(torch.tensor([0, 4, 3]), torch.tensor([2, 1, 5]), torch.tensor([0, 1, 0, 2, 1, 2]))
+    values = torch.randn(3, 2, generator=generator, dtype=torch.float64).requires_grad_(True)
+    assert torch.equal(of_all_edges(values, few), values[[0, 1, 0, 2, 1, 2]])
+
+    def cubed(x: Tensor) -> Tensor:
+        return of_all_edges(x**3, few)
+
+    assert torch.autograd.gradcheck(cubed, values)
+    assert torch.autograd.gradgradcheck(cubed, values)
+
+
+def test_no_pairs_are_looked_for_where_nothing_compiled_may_run(monkeypatch):
+    graph = GRAPHS["crystal"]()
+    given = (graph.edge_index, graph.edge_shift, len(graph.atomic_numbers))
+    assert opposite_edges(*given) is not None
+    monkeypatch.setenv("MLIP_BACKEND", "torch")
+    assert opposite_edges(*given) is None
+    monkeypatch.delenv("MLIP_BACKEND")
+    monkeypatch.setattr("mlip.ops.backend.numba_missing", lambda: "it is not there")
+    assert opposite_edges(*given) is None
