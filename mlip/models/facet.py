@@ -229,7 +229,7 @@ class Facet(nn.Module):
                 return self._read(self.readouts[-1], found)
         self.prepared.clear()
         self.prepared_elements.clear()
-        edges, scalars = edges.of_all(), []
+        scalars = []
         for block, readout in zip(self.blocks, self.readouts, strict=True):
             x = block(x, edges)
             scalars.append(self._read(readout, x))

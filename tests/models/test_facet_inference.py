@@ -11,7 +11,7 @@ from ase.build import bulk
 
 from mlip.errors import InputError
 from mlip.graph import atoms_to_graph, batch_graphs, edge_vectors
-from mlip.models import create_model
+from mlip.models import create_model, facet_inference
 from mlip.models.facet_inference import blocks_in_inference, prepared
 from mlip.models.facet_packed import by_degree, joined
 from mlip.ops.backend import decisions
@@ -100,6 +100,25 @@ def test_agrees_with_the_general_way(name, dtype, monkeypatch):
     for name in ("energies", "forces", "stress"):
         a, b, exact = (getattr(each, name) for each in (found, known, truth))
         assert (a - exact).norm() <= 2 * (b - exact).norm() + rounding * exact.norm()
+
+
+@pytest.mark.parametrize("refused", [0, 1, 2])
+def test_one_block_may_go_the_general_way(refused, monkeypatch):
+    """Opposite edges are together then, and the block gets all of them."""
+    potential = make(MODELS["degrees 0 to 2, twice"])
+    use_kernel, asked = facet_inference.use_kernel, []
+
+    def refuses_one(backend, name, *arguments, **options):
+        asked.append(name)
+        is_last = "sums for elements" not in name and len(asked) == refused + 1
+        return not is_last and use_kernel(backend, name, *arguments, **options)
+
+    monkeypatch.setattr(facet_inference, "use_kernel", refuses_one)
+    graph = atoms_to_graph(alloy(), potential.cutoff)
+    for a, b in zip(potential(graph), plain(potential)(graph), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    assert "opposite edges together" in asked[refused]
+    assert len(told_of_blocks()) == 2
 
 
 @pytest.mark.parametrize("name", OTHERS)

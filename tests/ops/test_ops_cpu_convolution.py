@@ -163,6 +163,8 @@ def test_what_does_not_fit_is_an_error_not_a_crash():
     for i, value in wrong.items():
         with pytest.raises(InputError, match="do not fit"):
             packed_convolution(*good[:i], value, *good[i + 1 :])
+    with pytest.raises(InputError, match="do not fit"):
+        packed_convolution(*good[:4], torch.tensor([0, 5, 2, 5]), *good[5:])
 
 
 def test_views_and_expanded_tensors_are_inputs_like_any_other():

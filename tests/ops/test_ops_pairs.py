@@ -190,7 +190,7 @@ def test_rows_of_pairs_go_to_both_edges_and_derivatives_come_from_both():
     index = graph.edge_index
     pairs = opposite_edges(index, graph.edge_shift, len(graph.atomic_numbers))
     rows = torch.cat([index, graph.edge_shift.T]).T.tolist()
-    for e, row in enumerate(rows):
+    for e in range(len(rows)):
         a, b = pairs.edge[pairs.place[e]], pairs.other[pairs.place[e]]
         assert e in (a, b)
         assert rows[b] == [rows[a][1], rows[a][0], *(-x for x in rows[a][2:])]
