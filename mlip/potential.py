@@ -5,27 +5,29 @@ Saving and loading live in ``mlip.checkpoint``; neighbours come with the graph.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlip import checkpoint
 from mlip.errors import CheckpointError, InputError, UnknownElementError
-from mlip.graph import AtomicGraph, batch_index, edge_vectors, number_of_graphs
+from mlip.graph import AtomicGraph, BareGraph, batch_index, number_of_graphs
 from mlip.models import create_model, model_name
 from mlip.models.direct import DirectPrediction
 from mlip.nn.zbl import ZBLRepulsion
-from mlip.ops import forces_and_virial, segment_sum
+from mlip.ops import edge_vectors, forces_and_virial, segment_sum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+AnyGraph = AtomicGraph | BareGraph
 PerElement = float | Mapping[int, float]
 
 
@@ -44,6 +46,36 @@ class Prediction(NamedTuple):
     stress: Tensor | None
 
 
+class _View:
+    """A graph as a model reads it: with edge vectors in the precision of the model.
+
+    ``inference`` tells the model that nobody will ask for derivatives by weights, nor for second
+    derivatives: it may then keep and compute less.
+    """
+
+    def __init__(self, graph: AnyGraph, edge_vector: Tensor, inference: bool) -> None:
+        self.graph, self.edge_vector, self.inference = graph, edge_vector, inference
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.graph, name)
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def __contains__(self, name: str) -> bool:
+        return getattr(self, name, None) is not None
+
+
+class _Part(NamedTuple):
+    """A part of the node energies. values: [N], any dtype. unit: [N], eV, float64, constant."""
+
+    values: Tensor
+    unit: Tensor
+
+    def detach(self) -> _Part:
+        return _Part(self.values.detach(), self.unit)
+
+
 class Potential(nn.Module):
     """Total energy E = Σ_i reference[z_i] + shift[z_i] + scale[z_i]·ε_i (+ ZBL), its derivatives.
 
@@ -60,6 +92,7 @@ class Potential(nn.Module):
     """
 
     _known: Tensor
+    _offset: Tensor
     _reference: Tensor
     _scale: Tensor
     _shift: Tensor
@@ -77,15 +110,18 @@ class Potential(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self._conservative = bool(getattr(model, "conservative", True))
         self.direct_scale = self._direct_scale(direct_scale, scale, zbl)
         self.zbl = ZBLRepulsion(float(model.cutoff)) if zbl else None  # type: ignore[arg-type]
         self.metadata = dict(metadata or {})
         known = torch.zeros(119, dtype=torch.bool)
         known[list(model.elements)] = True  # type: ignore[arg-type]
         self.register_buffer("_known", known, persistent=False)
+        self._knows: NDArray[np.bool_] = known.cpu().numpy()
         references = {int(z): float(e) for z, e in (reference_energies or {}).items()}
         for name, value in (("reference", references), ("scale", scale), ("shift", shift)):
             self.register_buffer(f"_{name}", self._table(value), persistent=False)
+        self.register_buffer("_offset", self._reference + self._shift, persistent=False)
 
     def _direct_scale(self, given: float | None, scale: PerElement, zbl: bool) -> float:
         """Choose the unit of direct forces and refuse what direct forces cannot have."""
@@ -126,7 +162,7 @@ class Potential(nn.Module):
     @property
     def conservative(self) -> bool:
         """Whether forces and stress are derivatives of the energy, not outputs of heads."""
-        return bool(getattr(self.model, "conservative", True))
+        return self._conservative
 
     @property
     def has_stress(self) -> bool:
@@ -155,7 +191,7 @@ class Potential(nn.Module):
 
     def forward(
         self,
-        graph: AtomicGraph,
+        graph: AnyGraph,
         *,
         forces: bool = True,
         stress: bool = True,
@@ -177,31 +213,28 @@ class Potential(nn.Module):
         self._check_cutoff(graph)
         if not self.conservative:
             return self._direct(graph, forces, stress, create_graph)
-        n_graphs, n_nodes = number_of_graphs(graph), graph.atomic_numbers.shape[0]
-        batch = batch_index(graph)
+        numbers, batch = graph.atomic_numbers, batch_index(graph)
+        sizes = (len(numbers), number_of_graphs(graph))
         derivatives = forces or stress
         with torch.set_grad_enabled(derivatives or torch.is_grad_enabled()):
-            vectors = edge_vectors(graph)
+            vectors = _edge_vectors(graph, batch)
             if derivatives and not vectors.requires_grad:
                 vectors.requires_grad_(True)
             keep = create_graph or vectors.grad_fn is not None
             inference = not keep if derivatives else not torch.is_grad_enabled()
-            energies = self._node_energies(graph, vectors, inference=inference)
-            energy = segment_sum(energies, batch, n_graphs)
+            parts = self._parts(graph, vectors, inference=inference)
+            wanted = [part.detach() for part in parts] if derivatives and not keep else parts
+            energies = self._node_energies(wanted, numbers)
+            energy = segment_sum(energies, batch, sizes[1])
             if not derivatives:
                 return Prediction(energy, energies, None, None)
-            gradient = _edge_gradient(energies, vectors, create_graph)
+            gradient = _edge_gradient(parts, vectors, keep)
             force, virial = forces_and_virial(
-                gradient, vectors if keep else vectors.detach(), graph.edge_index, batch, n_nodes,
-                n_graphs,
-            )  # fmt: skip
-        result = Prediction(
-            energy,
-            energies,
-            force if forces else None,
-            _stress(virial, graph) if stress else None,
-        )
-        if create_graph or (torch.is_grad_enabled() and graph.positions.requires_grad):
+                gradient, vectors if keep else vectors.detach(), graph.edge_index, batch, *sizes
+            )
+        tensor = _stress(virial, graph) if stress else None
+        result = Prediction(energy, energies, force if forces else None, tensor)
+        if create_graph or not keep or (torch.is_grad_enabled() and graph.positions.requires_grad):
             return result
         return Prediction(
             energy.detach(),
@@ -211,17 +244,21 @@ class Potential(nn.Module):
         )
 
     def _direct(
-        self, graph: AtomicGraph, forces: bool, stress: bool, create_graph: bool
+        self, graph: AnyGraph, forces: bool, stress: bool, create_graph: bool
     ) -> Prediction:
         """Predict with a model that has heads for forces and stress."""
         n_graphs = number_of_graphs(graph)
         keep = create_graph or graph.positions.requires_grad or not (forces or stress)
         with torch.set_grad_enabled(torch.is_grad_enabled() and keep):
-            inference = not torch.is_grad_enabled()
-            view = self._view(graph, edge_vectors(graph), inference=inference)
-            output: DirectPrediction = self.model(view)
-            energies = self._to_eV(output.energies, graph.atomic_numbers)
-            energy = segment_sum(energies, batch_index(graph), n_graphs)
+            batch = batch_index(graph)
+            vectors = _edge_vectors(graph, batch).to(self.dtype)
+            output: DirectPrediction = self.model(
+                _View(graph, vectors, not torch.is_grad_enabled())
+            )
+            numbers = graph.atomic_numbers
+            part = _Part(output.energies, self._scale.index_select(0, numbers))
+            energies = self._node_energies([part], numbers)
+            energy = segment_sum(energies, batch, n_graphs)
             force = output.forces.double() * self.direct_scale if forces else None
             tensor = None
             if stress:
@@ -230,40 +267,35 @@ class Potential(nn.Module):
                 tensor = torch.where(graph.pbc.all(1)[:, None, None], raw, torch.nan)
         return Prediction(energy, energies, force, tensor)
 
-    def _view(self, graph: AtomicGraph, vectors: Tensor, *, inference: bool) -> AtomicGraph:
-        """Give the model a shallow copy of the graph with edge vectors in its precision.
-
-        ``inference`` tells the model that nobody will ask for derivatives by weights, nor for
-        second derivatives: it may then keep and compute less.
-        """
-        view = copy.copy(graph)
-        view.edge_vector = vectors.to(self.dtype)
-        view.inference = inference
-        return view
-
-    def _to_eV(self, energies: Tensor, numbers: Tensor) -> Tensor:
-        return self._scale[numbers] * energies.double() + (self._reference + self._shift)[numbers]
-
-    def _node_energies(self, graph: AtomicGraph, vectors: Tensor, *, inference: bool) -> Tensor:
+    def _parts(self, graph: AnyGraph, vectors: Tensor, *, inference: bool) -> list[_Part]:
         numbers = graph.atomic_numbers
-        energies = self._to_eV(self.model(self._view(graph, vectors, inference=inference)), numbers)
+        found = self.model(_View(graph, vectors.to(self.dtype), inference))
+        parts = [_Part(found, self._scale.index_select(0, numbers))]
         if self.zbl is not None:
-            energies = energies + self.zbl(numbers, vectors, graph.edge_index, inference=inference)
+            repulsion = self.zbl(numbers, vectors, graph.edge_index, inference=inference)
+            parts.append(_Part(repulsion, torch.ones_like(repulsion)))
+        return parts
+
+    def _node_energies(self, parts: Sequence[_Part], numbers: Tensor) -> Tensor:
+        energies = self._offset.index_select(0, numbers)
+        for values, unit in parts:
+            energies = energies + unit * values.double()
         return energies
 
-    def check_elements(self, numbers: Tensor) -> None:
+    def check_elements(self, numbers: Tensor | NDArray[np.int64]) -> None:
         """Raise UnknownElementError if any atomic number is not among ``elements``."""
-        known = self._known[numbers.clamp(0, 118)]
-        if bool(known.all()):
+        given = numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers
+        known = self._knows.take(given, mode="clip")
+        if known.all():
             return
-        unknown = sorted({int(z) for z in numbers[~known]})
+        unknown = sorted(set(given[~known].tolist()))
         raise UnknownElementError(
             f"the potential does not know {_symbols(unknown)}; it was trained on "
             f"{_symbols(self.elements)}: choose another potential or train one on these elements"
         )
 
-    def _check_cutoff(self, graph: AtomicGraph) -> None:
-        shortest = float(graph.cutoff.min()) if graph.cutoff.numel() else self.cutoff
+    def _check_cutoff(self, graph: AnyGraph) -> None:
+        shortest = min(graph.cutoff.tolist(), default=self.cutoff)
         if shortest < self.cutoff - 1e-6:
             raise InputError(
                 f"the graph holds neighbours within {shortest:g} Å and the potential needs "
@@ -386,19 +418,46 @@ def load_potential(
     )
 
 
-def _edge_gradient(energies: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
-    keep = create_graph or vectors.grad_fn is not None
-    (gradient,) = torch.autograd.grad(energies.sum(), vectors, create_graph=keep, allow_unused=True)
+def _edge_vectors(graph: AnyGraph, batch: Tensor) -> Tensor:
+    positions, cell = graph.positions, graph.cell
+    differentiated = positions.requires_grad or cell.requires_grad
+    if isinstance(graph, BareGraph) and graph.edge_vector is not None and not differentiated:
+        return graph.edge_vector.detach()
+    return edge_vectors(positions, cell, graph.edge_index, graph.edge_shift, batch)
+
+
+def _edge_gradient(parts: Sequence[_Part], vectors: Tensor, create_graph: bool) -> Tensor:
+    """Differentiate the sum of all energies by edge vectors, [E, 3] eV/Å."""
+    parts = [part for part in parts if part.values.requires_grad]
+    (gradient,) = torch.autograd.grad(
+        [part.values for part in parts],
+        vectors,
+        [part.unit.to(part.values.dtype) for part in parts],
+        create_graph=create_graph,
+        allow_unused=True,
+    )
     return torch.zeros_like(vectors) if gradient is None else gradient
 
 
-def _stress(virial: Tensor, graph: AtomicGraph) -> Tensor:
+def _stress(virial: Tensor, graph: AnyGraph) -> Tensor:
+    """Divide ∂E/∂ε by volumes, [B, 3, 3]; NaN where there is none."""
+    if virial.is_cpu and not (virial.requires_grad or graph.cell.requires_grad):
+        # a few numbers, for which operations of torch take far longer than Python
+        pairs = zip(graph.cell.tolist(), graph.pbc.tolist(), strict=True)
+        volumes = np.array([_volume(*cell) if all(pbc) else 0.0 for cell, pbc in pairs])
+        volumes[volumes == 0] = np.nan
+        return torch.from_numpy(virial.numpy() / volumes[:, None, None])
     periodic = graph.pbc.all(1)
     a, b, c = graph.cell.unbind(1)
     volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
     valid = periodic & (volume > 0)
     safe = torch.where(valid, volume, torch.ones_like(volume))[:, None, None]
     return torch.where(valid[:, None, None], virial / safe, torch.nan)
+
+
+def _volume(a: Sequence[float], b: Sequence[float], c: Sequence[float]) -> float:
+    x, y, z = b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]
+    return abs(a[0] * x + a[1] * y + a[2] * z)
 
 
 def _symbols(numbers: Any) -> str:

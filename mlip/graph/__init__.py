@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlip.graph.batch import batch_graphs, batch_index, edge_vectors, number_of_graphs
-    from mlip.graph.graph import AtomicGraph, as_atoms, atoms_to_graph, make_graph
+    from mlip.graph.graph import AtomicGraph, BareGraph, as_atoms, atoms_to_graph, make_graph
     from mlip.graph.neighbors import neighbor_list, pair_distances
 
 _PUBLIC = {
     "AtomicGraph": "mlip.graph.graph",
+    "BareGraph": "mlip.graph.graph",
     "as_atoms": "mlip.graph.graph",
     "atoms_to_graph": "mlip.graph.graph",
     "batch_graphs": "mlip.graph.batch",
@@ -28,6 +29,7 @@ _PUBLIC = {
 
 __all__ = [
     "AtomicGraph",
+    "BareGraph",
     "as_atoms",
     "atoms_to_graph",
     "batch_graphs",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from mlip import ops
 from mlip.errors import InputError
-from mlip.graph.graph import AtomicGraph
+from mlip.graph.graph import AtomicGraph, BareGraph
 
 
 def batch_graphs(graphs: Sequence[AtomicGraph]) -> Batch:
@@ -46,25 +47,22 @@ def edge_vectors(graph: Data) -> Tensor:
     Returns:
         [E, 3] Å, float64.
     """
-    source, target = graph.edge_index
-    shift = graph.edge_shift.to(graph.cell.dtype)
-    if graph.cell.shape[0] == 1:
-        images = shift @ graph.cell[0]
-    else:
-        cell = graph.cell.index_select(0, graph.batch.index_select(0, target))
-        images = (shift.unsqueeze(1) @ cell).squeeze(1)
-    positions = graph.positions
-    return images + (positions.index_select(0, source) - positions.index_select(0, target))
+    return ops.edge_vectors(
+        graph.positions, graph.cell, graph.edge_index, graph.edge_shift, batch_index(graph)
+    )
 
 
-def number_of_graphs(graph: Data) -> int:
+def number_of_graphs(graph: Data | BareGraph) -> int:
     """Count the structures B in a graph (1) or batch."""
     return int(graph.cell.shape[0])
 
 
-def batch_index(graph: Data) -> Tensor:
+def batch_index(graph: Data | BareGraph) -> Tensor:
     """Give the structure [N] that each atom belongs to: zeros for a single graph."""
-    return graph.batch if "batch" in graph else torch.zeros_like(graph.atomic_numbers)
+    if number_of_graphs(graph) == 1:
+        return torch.zeros_like(graph.atomic_numbers)
+    batch: Tensor = graph.batch
+    return batch
 
 
 def _check_alike(graphs: Sequence[AtomicGraph]) -> None:

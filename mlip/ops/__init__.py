@@ -6,6 +6,7 @@
 from mlip.ops.backend import Backend, default_backend
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.edge_gradient import forces_and_virial
+from mlip.ops.edge_vectors import edge_vectors
 from mlip.ops.messages import sum_messages
 from mlip.ops.nearest import nearest_edges
 from mlip.ops.neighborhood import Neighborhood, neighborhood
@@ -26,6 +27,7 @@ __all__ = [
     "by_groups",
     "convolution",
     "default_backend",
+    "edge_vectors",
     "envelope_softmax",
     "forces_and_virial",
     "nearest_edges",

@@ -119,13 +119,14 @@ def refusal(tensors: list[Tensor], numba: str | None, cuda: str | None) -> str |
         tensors: inputs.
         numba, cuda: what the kernels for the CPU and for CUDA do not cover, if they do not.
     """
-    dtypes = {tensor.dtype for tensor in tensors}
-    devices = {tensor.device for tensor in tensors}
-    if len(devices) > 1 or next(iter(devices)).type not in ("cpu", "cuda"):
-        return f"tensors are on {', '.join(sorted(map(str, devices)))}"
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}:
-        return f"tensors are {', '.join(sorted(map(str, dtypes)))}; expected float32 or float64"
-    if next(iter(devices)).type == "cuda":
+    dtype, device = tensors[0].dtype, tensors[0].device
+    if device.type not in ("cpu", "cuda") or any(t.device != device for t in tensors[1:]):
+        found = sorted({str(tensor.device) for tensor in tensors})
+        return f"tensors are on {', '.join(found)}"
+    if dtype not in TOLERANCE or any(t.dtype != dtype for t in tensors[1:]):
+        found = sorted({str(tensor.dtype) for tensor in tensors})
+        return f"tensors are {', '.join(found)}; expected float32 or float64"
+    if device.type == "cuda":
         return cuda or cuda_missing()
     return numba or numba_missing()
 

@@ -18,7 +18,6 @@ import torch
 from ase import Atoms
 from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import PropertyNotImplementedError
-from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.errors import CheckpointError, InputError
 from mlip.graph import as_atoms
@@ -153,7 +152,7 @@ class Calculator(ase_calculator.Calculator):
             raise PropertyNotImplementedError(
                 "this potential predicts forces directly and has no stress head"
             )
-        self.potential.check_elements(torch.as_tensor(self.atoms.numbers, dtype=torch.int64))
+        self.potential.check_elements(self.atoms.numbers)
         wanted = bool(DERIVATIVES & set(properties))
         stress = periodic and self.has_stress
         self.results = self._evaluate(self.atoms, wanted or not self.conservative, stress)
@@ -164,7 +163,7 @@ class Calculator(ase_calculator.Calculator):
             graph = graph.to(self.potential.device)
         with torch.set_grad_enabled(derivatives):
             prediction = self.potential(graph, forces=derivatives, stress=derivatives and stress)
-        energy = float(prediction.energy[0])
+        energy = prediction.energy.item()
         results = {
             "energy": energy,
             "free_energy": energy,
@@ -173,7 +172,7 @@ class Calculator(ase_calculator.Calculator):
         if prediction.forces is not None:
             results["forces"] = prediction.forces.cpu().numpy()
         if prediction.stress is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].cpu().numpy())
+            results["stress"] = _voigt(prediction.stress[0])
         return results
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
@@ -190,7 +189,7 @@ class Calculator(ase_calculator.Calculator):
 
     def get_property(self, name: str, atoms: Any = None, allow_calculation: bool = True) -> Any:
         """Return one property; pymatgen structures are accepted too (see ASE)."""
-        if name in DERIVATIVES and not self.announced:
+        if name in DERIVATIVES and not self.announced and not self.conservative:
             warn_of_direct_forces(self, IN_GENERAL)
         structure = None if atoms is None else as_atoms(atoms)
         return super().get_property(name, structure, allow_calculation)
@@ -238,6 +237,12 @@ class Calculator(ase_calculator.Calculator):
         self.announced = state["announced"]
 
 
+def _voigt(tensor: torch.Tensor) -> np.ndarray:
+    """Components xx, yy, zz, yz, xz, xy of a tensor [3, 3], made symmetric."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = tensor.tolist()
+    return np.array([xx, yy, zz, (yz + zy) / 2, (xz + zx) / 2, (xy + yx) / 2])
+
+
 def _array(atoms: Atoms, name: str) -> np.ndarray:
     return atoms.cell.array if name == "cell" else getattr(atoms, name)
 
@@ -246,8 +251,8 @@ def _differ(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     """Whether numbers differ by more than a tolerance, or shapes at all; NaN always differs."""
     if a.shape != b.shape:
         return True
-    if a.tobytes() == b.tobytes():
-        return bool(np.isnan(a).any()) if a.dtype.kind == "f" else False
+    if (a == b).all():
+        return False
     return a.dtype.kind != "f" or not bool((np.abs(a - b) <= tolerance).all())
 
 

@@ -23,7 +23,7 @@ CUTOFF = 4.0
 def check_equal(kept, atoms) -> None:
     fresh = atoms_to_graph(atoms, CUTOFF)
     for name in ("positions", "atomic_numbers", "cell", "pbc", "edge_index", "edge_shift"):
-        assert torch.equal(kept[name], fresh[name]), name
+        assert torch.equal(getattr(kept, name), fresh[name]), name
 
 
 @settings(max_examples=40, deadline=None)

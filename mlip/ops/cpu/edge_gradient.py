@@ -135,8 +135,7 @@ def _missing(n_nodes: int, n_graphs: int) -> InputError:
 def _arrays(
     edge_gradient: Tensor, edge_vector: Tensor, edge_index: Tensor, batch: Tensor
 ) -> tuple[Any, ...]:
-    tensors = (edge_gradient, edge_vector, edge_index[0], edge_index[1], batch)
-    return tuple(as_array(tensor) for tensor in tensors)
+    return tuple(as_array(t) for t in (edge_gradient, edge_vector, edge_index, batch))
 
 
 def _added(parts: Any) -> Any:

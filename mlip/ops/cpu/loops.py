@@ -190,44 +190,88 @@ def table_slopes(table, rows, interval, t, gradient, out, e0, e1):  # type: igno
 
 
 @njit(**OPTIONS)
-def near_edges(positions, cell, edges, shifts, cutoff, index, shift):  # type: ignore[no-untyped-def]
-    """Copy the edges that are no longer than the cutoff, in order.
+def edge_vector(positions, cell, s, t, x, y, z):  # type: ignore[no-untyped-def]
+    """Components of r_s + (x, y, z) @ cell − r_t."""
+    image = x * cell[0, 0] + y * cell[1, 0] + z * cell[2, 0]
+    dx = image + (positions[s, 0] - positions[t, 0])
+    image = x * cell[0, 1] + y * cell[1, 1] + z * cell[2, 1]
+    dy = image + (positions[s, 1] - positions[t, 1])
+    image = x * cell[0, 2] + y * cell[1, 2] + z * cell[2, 2]
+    return dx, dy, image + (positions[s, 2] - positions[t, 2])
+
+
+@njit(**OPTIONS)
+def edge_vectors(positions, cell, edges, shifts, batch, out, e0, e1):  # type: ignore[no-untyped-def]
+    """Write the vectors of edges e0 … e1 − 1; see ``edge_vectors.py``.
+
+    Args:
+        positions, cell: [N, 3] and [B, 3, 3], Å.
+        edges, shifts: [2, E] and [E, 3] int64.
+        batch: structures of atoms, not read if there is one.
+        out: [E, 3], written.
+        e0, e1: edges.
+
+    Raises:
+        IndexError: an atom or a structure does not exist.
+    """
+    n_atoms, n_cells, own = len(positions), len(cell), 0
+    for e in range(e0, e1):
+        s, t = edges[0, e], edges[1, e]
+        if min(s, t) < 0 or max(s, t) >= n_atoms:
+            raise IndexError
+        if n_cells > 1:
+            own = batch[t]
+            if own < 0 or own >= n_cells:
+                raise IndexError
+        x, y, z = shifts[e, 0], shifts[e, 1], shifts[e, 2]
+        out[e, 0], out[e, 1], out[e, 2] = edge_vector(positions, cell[own], s, t, x, y, z)
+
+
+@njit(**OPTIONS)
+def near_edges(  # type: ignore[no-untyped-def]
+    positions, cell, origin, room, edges, shifts, cutoff, index, shift, vector
+):
+    """Copy the edges that are no longer than the cutoff, in order, with their vectors.
 
     Args:
         positions, cell: [N, 3] and [3, 3], Å.
+        origin, room: [N, 3] and a distance, Å: no atom must be so far from its origin.
         edges, shifts: [2, E] and [E, 3] int64; atoms that exist.
         cutoff: Å.
-        index, shift: as these; written from the front.
+        index, shift, vector: as these, and [E, 3] Å; written from the front.
 
     Returns:
-        Number of edges written.
+        Number of edges written; −1 if an atom is too far from its origin.
     """
+    for i in range(len(positions)):
+        square = 0.0
+        for k in range(3):
+            length = positions[i, k] - origin[i, k]
+            square += length * length
+        if not (room > 0 and square < room * room):
+            return -1
     count = 0
     for e in range(edges.shape[1]):
-        i, j = edges[0, e], edges[1, e]
-        square = 0.0
+        s, t = edges[0, e], edges[1, e]
         x, y, z = shifts[e, 0], shifts[e, 1], shifts[e, 2]
-        for k in range(3):
-            image = x * cell[0, k] + y * cell[1, k] + z * cell[2, k]
-            length = image + (positions[i, k] - positions[j, k])
-            square += length * length
-        if square <= cutoff * cutoff:
-            index[0, count], index[1, count] = i, j
-            for k in range(3):
-                shift[count, k] = shifts[e, k]
+        dx, dy, dz = edge_vector(positions, cell, s, t, x, y, z)
+        if dx * dx + dy * dy + dz * dz <= cutoff * cutoff:
+            index[0, count], index[1, count] = s, t
+            shift[count, 0], shift[count, 1], shift[count, 2] = x, y, z
+            vector[count, 0], vector[count, 1], vector[count, 2] = dx, dy, dz
             count += 1
     return count
 
 
 @njit(**OPTIONS)
-def edge_sums(gradient, vector, source, target, batch, forces, virial, e0, e1):  # type: ignore[no-untyped-def]
+def edge_sums(gradient, vector, edges, batch, forces, virial, e0, e1):  # type: ignore[no-untyped-def]
     """Add the forces and the symmetric virial of edges e0 … e1 − 1; see ``edge_gradient.py``.
 
     Sums of an atom are made first and then added: long sums of short ones lose fewer digits.
 
     Args:
         gradient, vector: [E, 3].
-        source, target, batch: atoms of edges, structures of atoms.
+        edges, batch: sources and targets [2, E], structures of atoms.
         forces: [N, 3] float64, added to.
         virial: [B, 3, 3] float64, added to.
         e0, e1: edges.
@@ -236,6 +280,7 @@ def edge_sums(gradient, vector, source, target, batch, forces, virial, e0, e1): 
         IndexError: an atom or a structure does not exist.
     """
     n_atoms = len(forces)
+    source, target = edges[0], edges[1]
     e = e0
     while e < e1:
         t = target[e]
@@ -275,14 +320,14 @@ def edge_sums(gradient, vector, source, target, batch, forces, virial, e0, e1): 
 
 @njit(**OPTIONS)
 def edge_slopes(  # type: ignore[no-untyped-def]
-    force, strain, gradient, vector, source, target, batch, of_gradient, of_vector, e0, e1
+    force, strain, gradient, vector, edges, batch, of_gradient, of_vector, e0, e1
 ):
     """Write the derivatives of Σ force·forces + Σ strain·virial by the rows of ``edge_sums``.
 
     Args:
         force: [N, 3].
         strain: [B, 3, 3].
-        gradient, vector, source, target, batch: as there.
+        gradient, vector, edges, batch: as there.
         of_gradient, of_vector: [E, 3], written.
         e0, e1: edges.
 
@@ -291,7 +336,7 @@ def edge_slopes(  # type: ignore[no-untyped-def]
     """
     n_atoms = len(force)
     for e in range(e0, e1):
-        s, t = source[e], target[e]
+        s, t = edges[0, e], edges[1, e]
         if min(s, t) < 0 or max(s, t) >= n_atoms or batch[t] < 0 or batch[t] >= len(strain):
             raise IndexError
         own = strain[batch[t]]

@@ -33,8 +33,11 @@ if hasattr(os, "register_at_fork"):
 
 def available_threads() -> int:
     """Threads that kernels use: ``torch.get_num_threads()``, within the affinity of the process."""
+    wanted = torch.get_num_threads()
+    if wanted == 1:
+        return 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(torch.get_num_threads(), allowed or 1))
+    return max(1, min(wanted, allowed or 1))
 
 
 def even_parts(size: int, smallest: int, most: int) -> int:
@@ -71,7 +74,7 @@ def run(tasks: Sequence[Callable[[], object]]) -> None:
     Raises:
         Exception: the first error of a task.
     """
-    n_threads = min(available_threads(), len(tasks))
+    n_threads = min(available_threads(), len(tasks)) if len(tasks) > 1 else 1
     if n_threads <= 1:
         for task in tasks:
             task()
