@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mlip.errors import CheckpointError, InputError, UnknownElementError
-from mlip.graph import atoms_to_graph, batch_graphs
+from mlip.graph import BareGraph, atoms_to_graph, batch_graphs, edge_vectors
 from mlip.models import create_model
 from mlip.nn.zbl import COULOMB
 from mlip.potential import Potential, load_potential
@@ -152,6 +152,64 @@ def test_zbl_forces_and_stress_are_derivatives():
             energies.append(potential(graph_of(moved)).energy.item())
         slope = (energies[0] - energies[1]) / (2 * step)
         assert forces[index].item() == pytest.approx(-slope, rel=1e-5, abs=1e-7)
+
+
+def bare(graph):
+    names = ("positions", "atomic_numbers", "cell", "pbc", "edge_index", "edge_shift", "cutoff")
+    return BareGraph(**{name: getattr(graph, name).clone() for name in names})
+
+
+@pytest.mark.parametrize("zbl", [False, True])
+def test_bare_graphs_are_predicted_like_any_other(zbl):
+    graph, potential = graph_of(copper()), make(zbl=zbl)
+    known = bare(graph)
+    known.edge_vector = edge_vectors(graph)
+    for other in (bare(graph), known):
+        for found, truth in zip(potential(other), potential(graph), strict=True):
+            assert torch.equal(found, truth)
+    assert not known.edge_vector.requires_grad
+
+
+def test_known_edge_vectors_do_not_hide_positions_from_derivatives():
+    """The Hessian of one atom, against differences of forces."""
+    potential, step = make(), 1e-5
+    graph = bare(graph_of(copper()))
+    graph.edge_vector = edge_vectors(graph)
+    graph.positions.requires_grad_(True)
+    force = potential(graph, create_graph=True).forces[0, 0]
+    (row,) = torch.autograd.grad(force, graph.positions)
+    forces = []
+    for sign in (1, -1):
+        moved = bare(graph)
+        moved.positions = graph.positions.detach().clone()
+        moved.positions[1, 2] += sign * step
+        forces.append(float(potential(moved).forces[0, 0]))
+    assert abs(float(row[1, 2])) > 1e-3
+    assert float(row[1, 2]) == pytest.approx((forces[0] - forces[1]) / (2 * step), rel=1e-5)
+
+
+def test_bare_graphs_have_what_graphs_have():
+    graph = graph_of(copper())
+    found = bare(graph)
+    assert (found.num_nodes, found.num_edges) == (graph.num_nodes, graph.num_edges)
+    moved = found.to(torch.device("meta"))
+    assert moved.positions.device.type == moved.cutoff.device.type == "meta"
+    assert moved.edge_vector is None
+    assert not hasattr(found, "forces")
+
+
+def test_stress_for_a_loss_is_the_same():
+    """Without derivatives it goes another way: cells in Python."""
+    left = copper()
+    left.set_cell(left.cell[[1, 0, 2]] @ [[1, 0.1, 0], [0, 1, -0.2], [0.1, 0, 1]], scale_atoms=True)
+    slab = copper()
+    slab.pbc = (True, True, False)
+    graph, potential = graph_of(left, slab, copper()), make()
+    found, truth = potential(graph).stress, potential(graph, create_graph=True).stress
+    assert truth.requires_grad
+    torch.testing.assert_close(found, truth.detach(), rtol=0, atol=1e-14, equal_nan=True)
+    assert torch.isnan(found[1]).all()
+    assert not torch.isnan(found[[0, 2]]).any()
 
 
 def test_unknown_elements_are_named_before_anything_runs():

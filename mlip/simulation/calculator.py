@@ -31,6 +31,21 @@ DERIVATIVES = frozenset({"forces", "stress"})
 SKIN = 0.5  # Å; atoms of a crystal at room temperature move half of it in some 100 fs
 
 
+class _Snapshot:
+    """What ``Atoms.copy`` copies; the Atoms, which take longer, are made when asked for."""
+
+    def __init__(self, atoms: Atoms) -> None:
+        self.arrays = {name: array.copy() for name, array in atoms.arrays.items()}
+        self.cell, self.pbc = atoms.cell.array.copy(), atoms.pbc.copy()
+        self.info, self.celldisp = dict(atoms.info), atoms.get_celldisp()
+        self.constraints = copy.deepcopy(atoms.constraints) if atoms.constraints else []
+
+    def to_atoms(self) -> Atoms:
+        atoms = Atoms(cell=self.cell, pbc=self.pbc, info=self.info, celldisp=self.celldisp)
+        atoms.arrays, atoms.constraints = self.arrays, self.constraints
+        return atoms
+
+
 class Calculator(ase_calculator.Calculator):
     """Give ASE the energy, forces, stress and atomic energies of a potential.
 
@@ -60,7 +75,7 @@ class Calculator(ase_calculator.Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012
-    atoms: Atoms | None
+    _last: Atoms | _Snapshot | None
 
     def __init__(
         self,
@@ -94,6 +109,17 @@ class Calculator(ase_calculator.Calculator):
             tabulate=tabulate,
         )
         logger.info("%s", self.description)
+
+    @property
+    def atoms(self) -> Atoms | None:
+        """The structure of the last calculation, a copy."""
+        if isinstance(self._last, _Snapshot):
+            self._last = self._last.to_atoms()
+        return self._last
+
+    @atoms.setter
+    def atoms(self, atoms: Atoms | None) -> None:
+        self._last = atoms
 
     @property
     def conservative(self) -> bool:
@@ -139,23 +165,23 @@ class Calculator(ase_calculator.Calculator):
         if structure is None:
             raise InputError("the calculator has no structure: pass atoms")
         structure = as_atoms(structure)
-        if self.atoms is None or self.check_state(structure, 0.0):  # else ASE has copied it
-            self.atoms = structure.copy()
+        if self._last is None or self.check_state(structure, 0.0):  # else ASE has copied it
+            self._last = _Snapshot(structure) if type(structure) is Atoms else structure.copy()
         self.results = {}
-        periodic = bool(self.atoms.pbc.all())
+        periodic = bool(structure.pbc.all())
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
                 "stress is defined for structures periodic in three directions; "
-                f"this one has pbc = {self.atoms.pbc.tolist()}"
+                f"this one has pbc = {structure.pbc.tolist()}"
             )
         if "stress" in properties and not self.has_stress:
             raise PropertyNotImplementedError(
                 "this potential predicts forces directly and has no stress head"
             )
-        self.potential.check_elements(self.atoms.numbers)
+        self.potential.check_elements(structure.numbers)
         wanted = bool(DERIVATIVES & set(properties))
         stress = periodic and self.has_stress
-        self.results = self._evaluate(self.atoms, wanted or not self.conservative, stress)
+        self.results = self._evaluate(structure, wanted or not self.conservative, stress)
 
     def _evaluate(self, atoms: Atoms, derivatives: bool, stress: bool) -> dict[str, Any]:
         graph = self._neighbours.graph(atoms)
@@ -177,7 +203,7 @@ class Calculator(ase_calculator.Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Tell what changed since the last call: what ASE tells, faster where nothing did."""
-        known = self.atoms
+        known = self._last
         special = {"initial_charges", "initial_magmoms"}
         if known is None or special & (known.arrays.keys() | atoms.arrays.keys()):
             return super().check_state(atoms, tol)
@@ -243,8 +269,10 @@ def _voigt(tensor: torch.Tensor) -> np.ndarray:
     return np.array([xx, yy, zz, (yz + zy) / 2, (xz + zx) / 2, (xy + yx) / 2])
 
 
-def _array(atoms: Atoms, name: str) -> np.ndarray:
-    return atoms.cell.array if name == "cell" else getattr(atoms, name)
+def _array(atoms: Atoms | _Snapshot, name: str) -> np.ndarray:
+    if name in ("positions", "numbers"):
+        return atoms.arrays[name]
+    return np.asarray(atoms.cell) if name == "cell" else atoms.pbc
 
 
 def _differ(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:

@@ -18,6 +18,7 @@ from ase.calculators.calculator import Calculator as AseCalculator
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from ase.constraints import FixAtoms
 from ase.filters import ExpCellFilter, FrechetCellFilter, StrainFilter, UnitCellFilter
 from ase.optimize import BFGS
 
@@ -110,6 +111,40 @@ def test_atoms_are_not_changed(morse, copper):
     assert copper.calc is None
     calculator.atoms.positions += 1.0
     assert copper == before
+
+
+def test_the_calculator_has_a_copy_of_what_it_calculated(morse, copper):
+    copper.info["note"], copper.calc = "kept", Calculator(morse)
+    copper.set_constraint(FixAtoms([0]))
+    copper.set_tags(range(len(copper)))
+    copper.get_forces()
+    expected, own = copper.copy(), copper.calc.atoms
+    copper.positions[1] += 0.1
+    copper.arrays["tags"][:] = 7
+    copper.cell[0, 0] += 0.1
+    copper.pbc[2] = False
+    copper.info["note"] = "changed"
+    copper.constraints[0].index[0] = 1
+    for found in (own, copy.deepcopy(copper.calc).atoms):
+        assert found == expected
+        assert found.info == {"note": "kept"}
+        assert found.constraints[0].index.tolist() == [0]
+        assert found.get_tags().tolist() == list(range(len(copper)))
+        assert found.calc is None
+
+
+def test_atoms_of_the_calculator_are_seldom_made(morse, copper, monkeypatch):
+    """They are what everything is compared with: when asked for, and what is then changed."""
+    calculator = copper.calc = Calculator(morse)
+    with monkeypatch.context() as patch:
+        patch.setattr(Atoms, "copy", lambda _: pytest.fail("copied"))
+        copper.get_forces()
+        copper.positions[1] += 0.1
+        copper.get_stress()
+        assert calculator.check_state(copper) == []
+    calculator.atoms.positions[1] += 0.1
+    assert calculator.check_state(copper) == ["positions"]
+    assert calculator.get_property("energy") == calculator.results["energy"]
 
 
 def test_global_state_is_not_changed(morse, facet, copper):

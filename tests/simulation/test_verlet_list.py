@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlip.errors import InputError
-from mlip.graph import atoms_to_graph
+from mlip.graph import BareGraph, atoms_to_graph, edge_vectors
 from mlip.simulation.calculator import Calculator
 from mlip.simulation.verlet_list import VerletList
 
@@ -24,6 +24,8 @@ def check_equal(kept, atoms) -> None:
     fresh = atoms_to_graph(atoms, CUTOFF)
     for name in ("positions", "atomic_numbers", "cell", "pbc", "edge_index", "edge_shift"):
         assert torch.equal(getattr(kept, name), fresh[name]), name
+    if isinstance(kept, BareGraph) and kept.edge_vector is not None:
+        assert torch.equal(kept.edge_vector, edge_vectors(fresh))
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,6 +58,19 @@ def test_small_moves_reuse_the_list_and_large_ones_do_not(copper):
     copper.positions[0, 0] += 0.3
     check_equal(kept.graph(copper), copper)
     assert kept.searches == 3
+
+
+def test_the_list_comes_with_its_vectors(copper):
+    kept = VerletList(CUTOFF, 1.0)
+    kept.graph(copper)
+    graphs = []
+    for _ in range(2):
+        copper.positions[:, 0] += np.linspace(0, 0.05, len(copper))
+        graphs.append(kept.graph(copper))
+        check_equal(graphs[-1], copper)
+    assert all(graph.edge_vector is not None for graph in graphs)
+    assert graphs[0].edge_vector.shape == graphs[1].edge_vector.shape
+    assert not torch.equal(graphs[0].edge_vector, graphs[1].edge_vector)
 
 
 def test_structures_that_do_not_follow_pay_for_no_skin(copper):
