@@ -26,20 +26,21 @@ def edge_vectors(
         edge_index: [2, E]; row 0 source, row 1 target.
         edge_shift: [E, 3] integers, image of the source.
         batch: [N] structure of each atom; not read where there is one.
-        backend: as for ``sum_messages``; None for that of the environment. The kernel runs where
-            nobody asks for derivatives.
+        backend: ``"torch"`` for the definition; None for what the environment says. Else the
+            kernel for the CPU runs where nobody asks for derivatives, once it has been compared.
 
     Returns:
         [E, 3] Å.
     """
     arguments = (positions, cell, edge_index, edge_shift, batch)
-    use = _covered(*arguments) and use_kernel(
-        backend or default_backend(),
-        "vectors of edges",
-        [positions, cell],
-        lambda: _difference(*arguments),
-        cuda="it is written for processors",
-    )
+    if (backend or default_backend()) == "torch" or not _covered(*arguments):
+        return _definition(*arguments)
+
+    def check() -> float:
+        return _difference(*arguments)
+
+    tensors, reason = [positions, cell], "it is written for processors"
+    use = use_kernel("auto", "vectors of edges", tensors, check, cuda=reason)
     return (_kernel if use else _definition)(*arguments)
 
 

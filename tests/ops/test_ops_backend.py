@@ -159,6 +159,8 @@ def test_what_a_kernel_cannot_do_goes_to_pytorch_or_is_an_error(monkeypatch):
 def test_a_kernel_is_for_its_own_device(monkeypatch):
     cpu, gpu = torch.zeros(1), torch.zeros(1, device="meta")
     assert "tensors are on cpu, meta" in str(backend.refusal([cpu, gpu], None, None))
+    two = "tensors are torch.float32, torch.float64"
+    assert two in str(backend.refusal([cpu, cpu.double()], None, None))
     with pytest.raises(InputError, match=r"backend='cuda'.*tensors are on the device cpu"):
         summed("cuda")
     monkeypatch.setenv("MLIP_BACKEND", "cuda")

@@ -118,14 +118,14 @@ def test_the_calculator_has_a_copy_of_what_it_calculated(morse, copper):
     copper.set_constraint(FixAtoms([0]))
     copper.set_tags(range(len(copper)))
     copper.get_forces()
-    expected, own = copper.copy(), copper.calc.atoms
+    expected, other = copper.copy(), copy.deepcopy(copper.calc)
     copper.positions[1] += 0.1
     copper.arrays["tags"][:] = 7
     copper.cell[0, 0] += 0.1
     copper.pbc[2] = False
     copper.info["note"] = "changed"
     copper.constraints[0].index[0] = 1
-    for found in (own, copy.deepcopy(copper.calc).atoms):
+    for found in (copper.calc.atoms, other.atoms):
         assert found == expected
         assert found.info == {"note": "kept"}
         assert found.constraints[0].index.tolist() == [0]
@@ -143,6 +143,7 @@ def test_atoms_of_the_calculator_are_seldom_made(morse, copper, monkeypatch):
         copper.get_stress()
         assert calculator.check_state(copper) == []
     calculator.atoms.positions[1] += 0.1
+    assert calculator.atoms is calculator.atoms
     assert calculator.check_state(copper) == ["positions"]
     assert calculator.get_property("energy") == calculator.results["energy"]
 

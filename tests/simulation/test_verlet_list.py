@@ -94,6 +94,14 @@ def test_cell_changes_count(copper):
     assert kept.searches == 3
 
 
+def test_a_cell_that_shrinks_around_its_atom_counts():
+    atoms, kept = bulk("Cu", a=3.7), VerletList(CUTOFF, 1.0)
+    kept.graph(atoms)
+    kept.graph(atoms)  # from the second time on with a skin
+    atoms.set_cell(atoms.cell * 0.75)
+    check_equal(kept.graph(atoms), atoms)
+
+
 def test_other_structures_and_periodicity_search_again(copper):
     kept = VerletList(CUTOFF, 1.0)
     kept.graph(copper)
