@@ -31,21 +31,6 @@ DERIVATIVES = frozenset({"forces", "stress"})
 SKIN = 0.5  # Å; atoms of a crystal at room temperature move half of it in some 100 fs
 
 
-class _Snapshot:
-    """What ``Atoms.copy`` copies; the Atoms, which take longer, are made when asked for."""
-
-    def __init__(self, atoms: Atoms) -> None:
-        self.arrays = {name: array.copy() for name, array in atoms.arrays.items()}
-        self.cell, self.pbc = atoms.cell.array.copy(), atoms.pbc.copy()
-        self.info, self.celldisp = dict(atoms.info), atoms.get_celldisp()
-        self.constraints = copy.deepcopy(atoms.constraints) if atoms.constraints else []
-
-    def to_atoms(self) -> Atoms:
-        atoms = Atoms(cell=self.cell, pbc=self.pbc, info=self.info, celldisp=self.celldisp)
-        atoms.arrays, atoms.constraints = self.arrays, self.constraints
-        return atoms
-
-
 class Calculator(ase_calculator.Calculator):
     """Give ASE the energy, forces, stress and atomic energies of a potential.
 
@@ -75,7 +60,7 @@ class Calculator(ase_calculator.Calculator):
     """
 
     implemented_properties = ["energy", "free_energy", "forces", "stress", "energies"]  # noqa: RUF012
-    _last: Atoms | _Snapshot | None
+    atoms: Atoms | None
 
     def __init__(
         self,
@@ -109,17 +94,6 @@ class Calculator(ase_calculator.Calculator):
             tabulate=tabulate,
         )
         logger.info("%s", self.description)
-
-    @property
-    def atoms(self) -> Atoms | None:
-        """The structure of the last calculation, a copy."""
-        if isinstance(self._last, _Snapshot):
-            self._last = self._last.to_atoms()
-        return self._last
-
-    @atoms.setter
-    def atoms(self, atoms: Atoms | None) -> None:
-        self._last = atoms
 
     @property
     def conservative(self) -> bool:
@@ -165,8 +139,8 @@ class Calculator(ase_calculator.Calculator):
         if structure is None:
             raise InputError("the calculator has no structure: pass atoms")
         structure = as_atoms(structure)
-        if self._last is None or self.check_state(structure, 0.0):  # else ASE has copied it
-            self._last = _Snapshot(structure) if type(structure) is Atoms else structure.copy()
+        if self.atoms is None or self.check_state(structure, 0.0):  # else ASE has copied it
+            self.atoms = structure.copy()
         self.results = {}
         periodic = bool(structure.pbc.all())
         if "stress" in properties and not periodic:
@@ -203,7 +177,7 @@ class Calculator(ase_calculator.Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Tell what changed since the last call: what ASE tells, faster where nothing did."""
-        known = self._last
+        known = self.atoms
         special = {"initial_charges", "initial_magmoms"}
         if known is None or special & (known.arrays.keys() | atoms.arrays.keys()):
             return super().check_state(atoms, tol)
@@ -269,10 +243,10 @@ def _voigt(tensor: torch.Tensor) -> np.ndarray:
     return np.array([xx, yy, zz, (yz + zy) / 2, (xz + zx) / 2, (xy + yx) / 2])
 
 
-def _array(atoms: Atoms | _Snapshot, name: str) -> np.ndarray:
+def _array(atoms: Atoms, name: str) -> np.ndarray:
     if name in ("positions", "numbers"):
         return atoms.arrays[name]
-    return np.asarray(atoms.cell) if name == "cell" else atoms.pbc
+    return atoms.cell.array if name == "cell" else atoms.pbc
 
 
 def _differ(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:

@@ -20,6 +20,7 @@ from mlip.ops.cpu import (
     sphere,
     sphere_products,
 )
+from mlip.ops.cpu.runner import EdgeList
 from mlip.ops.cuda import convolution as cuda_convolution
 from mlip.ops.cuda import double_backward as cuda_double_backward
 from mlip.ops.cuda import gated_product as cuda_gated_product
@@ -54,7 +55,11 @@ MODELS = {
 def counted(function: Callable, calls: list[str], name: str) -> Callable:
     def call(*arguments, **options):
         calls.append(name)
-        return function(*arguments, **options)
+        given = (
+            (torch.from_numpy(a.rowptr), torch.from_numpy(a.source)) if isinstance(a, EdgeList)
+            else (a,) for a in arguments
+        )  # fmt: skip
+        return function(*(a for each in given for a in each), **options)
 
     return call
 

@@ -133,21 +133,6 @@ def test_the_calculator_has_a_copy_of_what_it_calculated(morse, copper):
         assert found.calc is None
 
 
-def test_atoms_of_the_calculator_are_seldom_made(morse, copper, monkeypatch):
-    """They are what everything is compared with: when asked for, and what is then changed."""
-    calculator = copper.calc = Calculator(morse)
-    with monkeypatch.context() as patch:
-        patch.setattr(Atoms, "copy", lambda _: pytest.fail("copied"))
-        copper.get_forces()
-        copper.positions[1] += 0.1
-        copper.get_stress()
-        assert calculator.check_state(copper) == []
-    calculator.atoms.positions[1] += 0.1
-    assert calculator.atoms is calculator.atoms
-    assert calculator.check_state(copper) == ["positions"]
-    assert calculator.get_property("energy") == calculator.results["energy"]
-
-
 def test_global_state_is_not_changed(morse, facet, copper):
     def state():
         return (
