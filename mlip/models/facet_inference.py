@@ -82,25 +82,37 @@ def blocks_in_inference(
     """
     if model.backend == "torch" or tracing() or not edges.basis.shape[0]:
         return None
-    blocks, owns = cast("list[FacetBlock]", list(model.blocks)), list[_Own | None]()
-    tensors = [edges.harmonics, edges.basis]
-    for block, passes in zip(blocks, prepared(model), strict=True):
-        own = None if passes is None else _Own(cast(ModuleType, _form(block)), passes)
+    blocks = cast("list[FacetBlock]", list(model.blocks))
+    tensors, covered = [edges.harmonics, edges.basis], list[bool]()
+    for i, block in enumerate(blocks):
 
-        def check(block: FacetBlock = block, own: _Own | None = own) -> tuple[float, float]:
-            before = _through(blocks, owns, tuple(part.detach() for part in x), edges.detached())
+        def check(i: int = i, block: FacetBlock = block) -> tuple[float, float]:
+            features = tuple(part.detach() for part in x)
+            before = _through(blocks, _owns(model, covered), features, edges.detached())
+            own = _owns(model, [True] * (i + 1))[i]
             assert own is not None
             return _compared(block, before, edges, own, varied=True)
 
         # asked for by name, the kernels of the general way tell why they cannot run
-        if own is not None and not use_kernel(
-            "auto", _name(block, edges), tensors, check, _uncovered(block), cuda=FOR_CPU
-        ):
-            own = None
-        owns.append(own)
+        given = (_name(block, edges), tensors, check, _uncovered(block), FOR_CPU)
+        covered.append(_form(block) is not None and use_kernel("auto", *given))
+    owns = _owns(model, covered)
     if owns[0] is not None:
         owns[0] = _by_elements(model, owns[0], x, edges, species) or owns[0]
     return _through(blocks, owns, x, edges)
+
+
+def _owns(model: Facet, covered: Sequence[bool]) -> list[_Own | None]:
+    """Give what runs the first blocks: None for those that are not covered."""
+    if not any(covered):
+        return [None] * len(covered)
+    triples = zip(model.blocks, prepared(model), covered, strict=False)
+    return [
+        _Own(cast(ModuleType, _form(cast("FacetBlock", block))), passes)
+        if is_covered and passes is not None
+        else None
+        for block, passes, is_covered in triples
+    ]
 
 
 def _through(
