@@ -20,11 +20,11 @@ from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array, layout
 from mlip.ops.cpu.program import is_generated
 from mlip.ops.cpu.runner import (
+    SERIAL_SUM,
     Array,
     EdgeList,
     Part,
     in_parts,
-    is_serial,
     ordered_rows,
     over_nodes,
 )
@@ -127,7 +127,7 @@ def pair_gradients(
     module = _module(shape.paths, shape.lmax_edge, sums.dtype.name)
     start, step = ordered_rows(shape, pairs.n_nodes, None)
     by_atom = np.empty_like(sums)
-    parts = 1 if is_serial(shape, pairs) else 2 * threads.available_threads()
+    parts = 1 if sums.size < SERIAL_SUM else 2 * threads.available_threads()
     call = partial(module.by_atom, sums, shape.group_channels, start, step, by_atom)
     threads.run(over_nodes(call, pairs.bounds(parts)))
     found = torch.empty_like(harmonics), torch.empty_like(basis)
