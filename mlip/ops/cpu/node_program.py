@@ -117,11 +117,12 @@ class Program:
 
     def gated(self, out: Buffer, x: Buffer, gates: Buffer, *, add_gates: bool = True) -> None:
         """Write scalars, plus gates or not, and other degrees times one plus gates."""
-        for degree, first in enumerate(_firsts(out.channels)):
-            if degree or add_gates:
-                self._step("gated", out, x, gates, degree, first)
-            else:
-                self.copy(out, x, 0)
+        if add_gates:
+            self._step("add_gates", out, x, gates)
+        else:
+            self.copy(out, x, 0)
+        for degree, first in enumerate(_firsts(out.channels)[1:], 1):
+            self._step("gated", out, x, gates, degree, first)
 
     def gate_slopes(self, out: Buffer, x: Buffer, gradient: Buffer) -> None:
         """Write the gradient by the gates of ``gated``."""

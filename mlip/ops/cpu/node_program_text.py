@@ -8,8 +8,8 @@ from mlip.ops.cpu.packed_products_text import CIRCLES
 from mlip.ops.cpu.simd import lanes, register_bytes
 
 KINDS = (
-    "multiply", "multiply_add", "silu", "silu_slopes", "gated", "gate_slopes", "add_shared",
-    "clear", "products", "slopes",
+    "multiply", "multiply_add", "silu", "silu_slopes", "add_gates", "gated", "gate_slopes",
+    "add_shared", "clear", "products", "slopes",
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def silu_slopes(k, OUT, G, X, count):
 
 
 @written
-def scalars_gated(k, OUT, X, GATES, gate, width, rows, columns):
+def add_gates(k, OUT, X, GATES, gate, width, rows, columns):
     """Scalars plus gates, the columns from gate on of width in a row."""
     with k.loop(rows) as r:
         for c in k.vectors(columns, True):
@@ -237,12 +237,11 @@ def run(
                 silu(OUT, X, rows * columns)
             elif kind == SILU_SLOPES:
                 silu_slopes(OUT, X, Y, rows * columns)
+            elif kind == ADD_GATES:
+                add_gates(OUT, X, Y, number, widths[y, 0], rows, columns)
             elif kind == GATED:
                 Y = place(y, 0, widths, before, address, home, own, atoms, t, count)
-                if l == 0:
-                    scalars_gated(OUT, X, Y, number, widths[y, 0], rows, columns)
-                else:
-                    gated(OUT, X, Y, number, widths[y, 0], count, size, columns)
+                gated(OUT, X, Y, number, widths[y, 0], count, size, columns)
             elif kind == GATE_SLOPES:
                 OUT = place(o, 0, widths, before, address, home, own, atoms, t, count)
                 gate_slopes(OUT, X, Y, number, widths[o, 0], count, size, widths[x, l])
