@@ -143,7 +143,7 @@ def _by_elements(
     block, table = cast("FacetBlock", model.blocks[0]), model.embedding
     if not isinstance(own.passes, facet_product_block.Passes):
         return None
-    present = tuple(species.unique().tolist())
+    present = tuple(np.flatnonzero(np.bincount(species.numpy())).tolist())
     width = facet_elements.width_of(len(present), edges.basis.shape[1], table.dtype)
     if width >= table.shape[1]:
         return None
