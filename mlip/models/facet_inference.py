@@ -260,9 +260,10 @@ def _compared(
     if edges.pairs is None:
         some = _first_edges(edges)
     else:
-        some, x = _first_pairs(edges, edges.pairs), tuple(torch.cat([part, part]) for part in x)
+        some, atoms = _first_pairs(edges, edges.pairs)
         if own.sources is not None:
-            own = own._replace(sources=torch.cat([own.sources, own.sources]))
+            own = own._replace(sources=own.sources.view(len(x[0]), -1)[atoms].flatten())
+        x = tuple(part[atoms] for part in x)
 
     def given(harmonics: Tensor, basis: Tensor) -> Edges:
         return some._replace(harmonics=harmonics, basis=basis)
@@ -288,22 +289,24 @@ def _first_edges(edges: Edges) -> Edges:
     return type(edges)(*functions, edges.neighbors.first(count))
 
 
-def _first_pairs(edges: Edges, pairs: PairList) -> Edges:
-    """Give some pairs of edges, from each atom to the second copy of another.
+def _first_pairs(edges: Edges, pairs: PairList) -> tuple[Edges, Tensor]:
+    """Give some pairs of edges and their atoms, none of them both a source and a target.
 
     Of a pair that an atom makes with itself, gradients by features of odd degree vanish.
     """
     count = min(CHECK_EDGES, pairs.n_edges)
-    first = np.minimum(pairs.rowptr, count)
-    target = np.repeat(np.arange(pairs.n_nodes), np.diff(first))
-    source = pairs.source[:count] + pairs.n_nodes
+    numbers = np.repeat(np.arange(pairs.n_nodes), np.diff(np.minimum(pairs.rowptr, count)))
+    targets, target = np.unique(numbers, return_inverse=True)
+    sources, source = np.unique(pairs.source[:count], return_inverse=True)
+    source, n_atoms = source + len(targets), len(targets) + len(sources)
+    first = np.searchsorted(target, np.arange(n_atoms + 1))
     both = np.concatenate([source, target]), np.concatenate([target, source])
     order = np.argsort(both[1], kind="stable")
     place = np.argsort(order)
-    first = np.concatenate([first, np.full(pairs.n_nodes, count)])
-    return type(edges)(
+    some = type(edges)(
         edges.harmonics[:count],
         edges.basis[:count],
-        neighborhood(torch.from_numpy(np.stack(both)[:, order]), 2 * pairs.n_nodes),
+        neighborhood(torch.from_numpy(np.stack(both)[:, order]), n_atoms),
         pairs=type(pairs)(first, source, place[:count], place[count:]),
     )
+    return some, torch.from_numpy(np.concatenate([targets, sources]))
