@@ -27,7 +27,7 @@ from mlip.simulation.calculator import Calculator
 
 PARTS = {  # words in the file or the name of a function
     "convolution, forward": ("convolution_", "forward_pass"),
-    "convolution, backward": ("convolution_", "backward_pass"),
+    "convolution, backward": ("mlip_pairs_", ""),
     "updates of atoms": ("node_program_", "run"),
     "functions of edges": ("mlip_edges_", ""),
     "sums of chunks": ("", "add_chunks"),
