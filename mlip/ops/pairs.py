@@ -40,10 +40,7 @@ def opposite_edges(edge_index: Tensor, shift: Tensor, n_nodes: int) -> Pairs | N
     found = find_pairs(edge_list(neighbors.rowptr, neighbors.source), shift)
     if found is None:
         return None
-    edge, other = torch.from_numpy(found.edge), torch.from_numpy(found.other)
-    place = torch.empty(len(shift), dtype=torch.int64)
-    place[edge] = place[other] = torch.arange(len(edge))
-    return Pairs(edge, other, place)
+    return Pairs(torch.from_numpy(found.edge), torch.from_numpy(found.other), found.place)
 
 
 def of_all_edges(values: Tensor, pairs: Pairs) -> Tensor:

@@ -40,12 +40,12 @@ class PairList(EdgeList):
         self.edge, self.other = edge, other
 
     @cached_property
-    def place(self) -> tuple[Tensor, Tensor]:
-        """Of all edges [E]: the pair, and whether it is the other edge of it."""
-        n = self.n_edges
-        place = torch.empty(2 * n, dtype=torch.int64)
-        place[torch.from_numpy(np.concatenate([self.edge, self.other]))] = torch.arange(2 * n)
-        return place % n, place >= n
+    def place(self) -> Tensor:
+        """The pair of each edge, [E]."""
+        place = torch.empty(2 * self.n_edges, dtype=torch.int64)
+        for edges in (self.edge, self.other):
+            place[torch.from_numpy(edges)] = torch.arange(self.n_edges)
+        return place
 
     def both(self, harmonics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Give harmonics [E, K] and radial functions [E, R] of all edges, differentiable.
@@ -53,9 +53,9 @@ class PairList(EdgeList):
         Args:
             harmonics, basis: [P, K] and [P, R], of one edge of each pair.
         """
-        pair, is_other = self.place
-        sign = torch.where(is_other[:, None], signs(harmonics.shape[1]), 1).to(harmonics)
-        return harmonics[pair] * sign, basis[pair]
+        sign = harmonics.new_ones(len(self.place), harmonics.shape[1])
+        sign[torch.from_numpy(self.other)] = signs(harmonics.shape[1]).to(harmonics)
+        return harmonics[self.place] * sign, basis[self.place]
 
     def both_detached(self, harmonics: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Give the same without derivatives."""

@@ -186,7 +186,7 @@ def forward(
         layout.feature_first(edges.n_nodes), layout.w_first, layout.n_weights, n_radial,
         *ordered_rows(layout, edges.n_nodes, run.row_order),
     )  # fmt: skip
-    parts = 1 if is_serial(layout, edges) else 4 * threads.available_threads()
+    parts = 1 if _is_serial(layout, edges) else 4 * threads.available_threads()
     threads.run(over_nodes(call, edges.bounds(parts)))
 
 
@@ -285,7 +285,7 @@ def in_parts(
         call(Part(*parts(i), kernels[i], (bounds[i], bounds[i + 1])))
 
     tasks = [partial(task, i) for i in range(len(bounds) - 1)]
-    _run(tasks, serial=is_serial(layout, edges))
+    _run(tasks, serial=_is_serial(layout, edges))
     if chunks:
         chunks.sum()
     if of_kernel is not None:
@@ -360,7 +360,7 @@ def radial_arrays(radial: Array, kernel: Array | None) -> tuple[Array, Array, Ar
     return empty, radial.ravel(), kernel.ravel(), kernel.shape[0]
 
 
-def is_serial(layout: Layout, edges: EdgeList) -> bool:
+def _is_serial(layout: Layout, edges: EdgeList) -> bool:
     return edges.n_directed * int(layout.group_channels.sum()) < SERIAL
 
 
