@@ -91,8 +91,6 @@ class Potential(nn.Module):
         metadata: JSON-able facts on training data, theory, licence; stored in the checkpoint.
     """
 
-    _known: Tensor
-    _offset: Tensor
     _reference: Tensor
     _scale: Tensor
     _shift: Tensor
@@ -110,18 +108,14 @@ class Potential(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self._conservative = bool(getattr(model, "conservative", True))
         self.direct_scale = self._direct_scale(direct_scale, scale, zbl)
         self.zbl = ZBLRepulsion(float(model.cutoff)) if zbl else None  # type: ignore[arg-type]
         self.metadata = dict(metadata or {})
-        known = torch.zeros(119, dtype=torch.bool)
-        known[list(model.elements)] = True  # type: ignore[arg-type]
-        self.register_buffer("_known", known, persistent=False)
-        self._knows: NDArray[np.bool_] = known.cpu().numpy()
+        self._known: NDArray[np.bool_] = np.zeros(119, dtype=bool)
+        self._known[list(self.elements)] = True
         references = {int(z): float(e) for z, e in (reference_energies or {}).items()}
         for name, value in (("reference", references), ("scale", scale), ("shift", shift)):
             self.register_buffer(f"_{name}", self._table(value), persistent=False)
-        self.register_buffer("_offset", self._reference + self._shift, persistent=False)
 
     def _direct_scale(self, given: float | None, scale: PerElement, zbl: bool) -> float:
         """Choose the unit of direct forces and refuse what direct forces cannot have."""
@@ -162,7 +156,7 @@ class Potential(nn.Module):
     @property
     def conservative(self) -> bool:
         """Whether forces and stress are derivatives of the energy, not outputs of heads."""
-        return self._conservative
+        return bool(getattr(self.model, "conservative", True))
 
     @property
     def has_stress(self) -> bool:
@@ -177,7 +171,7 @@ class Potential(nn.Module):
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self._known.device
+        return self._reference.device
 
     @property
     def reference_energies(self) -> dict[int, float]:
@@ -277,7 +271,7 @@ class Potential(nn.Module):
         return parts
 
     def _node_energies(self, parts: Sequence[_Part], numbers: Tensor) -> Tensor:
-        energies = self._offset.index_select(0, numbers)
+        energies = (self._reference + self._shift).index_select(0, numbers)
         for values, unit in parts:
             energies = energies + unit * values.double()
         return energies
@@ -285,7 +279,7 @@ class Potential(nn.Module):
     def check_elements(self, numbers: Tensor | NDArray[np.int64]) -> None:
         """Raise UnknownElementError if any atomic number is not among ``elements``."""
         given = numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers
-        known = self._knows.take(given, mode="clip")
+        known = self._known.take(given, mode="clip")
         if known.all():
             return
         unknown = sorted(set(given[~known].tolist()))
@@ -442,10 +436,9 @@ def _edge_gradient(parts: Sequence[_Part], vectors: Tensor, create_graph: bool) 
 def _stress(virial: Tensor, graph: AnyGraph) -> Tensor:
     """Divide ∂E/∂ε by volumes, [B, 3, 3]; NaN where there is none."""
     if virial.is_cpu and not (virial.requires_grad or graph.cell.requires_grad):
-        # a few numbers, for which operations of torch take far longer than Python
-        pairs = zip(graph.cell.tolist(), graph.pbc.tolist(), strict=True)
-        volumes = np.array([_volume(*cell) if all(pbc) else 0.0 for cell, pbc in pairs])
-        volumes[volumes == 0] = np.nan
+        # a few numbers, for which operations of torch take far longer than NumPy
+        volumes = np.abs(np.linalg.det(graph.cell.numpy()))
+        volumes[(volumes == 0) | ~graph.pbc.numpy().all(1)] = np.nan
         return torch.from_numpy(virial.numpy() / volumes[:, None, None])
     periodic = graph.pbc.all(1)
     a, b, c = graph.cell.unbind(1)
@@ -453,11 +446,6 @@ def _stress(virial: Tensor, graph: AnyGraph) -> Tensor:
     valid = periodic & (volume > 0)
     safe = torch.where(valid, volume, torch.ones_like(volume))[:, None, None]
     return torch.where(valid[:, None, None], virial / safe, torch.nan)
-
-
-def _volume(a: Sequence[float], b: Sequence[float], c: Sequence[float]) -> float:
-    x, y, z = b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]
-    return abs(a[0] * x + a[1] * y + a[2] * z)
 
 
 def _symbols(numbers: Any) -> str:

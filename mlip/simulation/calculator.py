@@ -18,6 +18,7 @@ import torch
 from ase import Atoms
 from ase.calculators import calculator as ase_calculator
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlip.errors import CheckpointError, InputError
 from mlip.graph import as_atoms
@@ -172,7 +173,7 @@ class Calculator(ase_calculator.Calculator):
         if prediction.forces is not None:
             results["forces"] = prediction.forces.cpu().numpy()
         if prediction.stress is not None:
-            results["stress"] = _voigt(prediction.stress[0])
+            results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress[0].cpu().numpy())
         return results
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
@@ -235,12 +236,6 @@ class Calculator(ase_calculator.Calculator):
                 "build the calculator again"
             )
         self.announced = state["announced"]
-
-
-def _voigt(tensor: torch.Tensor) -> np.ndarray:
-    """Components xx, yy, zz, yz, xz, xy of a tensor [3, 3], made symmetric."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = tensor.tolist()
-    return np.array([xx, yy, zz, (yz + zy) / 2, (xz + zx) / 2, (xy + yx) / 2])
 
 
 def _array(atoms: Atoms, name: str) -> np.ndarray:
