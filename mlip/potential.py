@@ -19,15 +19,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlip import checkpoint
+from mlip.energy_derivatives import (
+    AnyGraph,
+    EnergyPart,
+    GraphView,
+    gradient_by_edges,
+    stress_of,
+    vectors_of,
+)
 from mlip.errors import CheckpointError, InputError, UnknownElementError
-from mlip.graph import AtomicGraph, BareGraph, batch_index, number_of_graphs
+from mlip.graph import batch_index, number_of_graphs
 from mlip.models import create_model, model_name
 from mlip.models.direct import DirectPrediction
 from mlip.nn.zbl import ZBLRepulsion
-from mlip.ops import edge_vectors, forces_and_virial, segment_sum
+from mlip.ops import forces_and_virial, segment_sum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-AnyGraph = AtomicGraph | BareGraph
 PerElement = float | Mapping[int, float]
 
 
@@ -45,35 +52,10 @@ class Prediction(NamedTuple):
     forces: Tensor | None
     stress: Tensor | None
 
-
-class _View:
-    """A graph as a model reads it: with edge vectors in the precision of the model.
-
-    ``inference`` tells the model that nobody will ask for derivatives by weights, nor for second
-    derivatives: it may then keep and compute less.
-    """
-
-    def __init__(self, graph: AnyGraph, edge_vector: Tensor, inference: bool) -> None:
-        self.graph, self.edge_vector, self.inference = graph, edge_vector, inference
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.graph, name)
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-    def __contains__(self, name: str) -> bool:
-        return getattr(self, name, None) is not None
-
-
-class _Part(NamedTuple):
-    """A part of the node energies. values: [N], any dtype. unit: [N], eV, float64, constant."""
-
-    values: Tensor
-    unit: Tensor
-
-    def detach(self) -> _Part:
-        return _Part(self.values.detach(), self.unit)
+    def detach(self) -> Prediction:
+        """Give the same numbers without their history."""
+        rest = (None if value is None else value.detach() for value in (self.forces, self.stress))
+        return Prediction(self.energy.detach(), self.energies.detach(), *rest)
 
 
 class Potential(nn.Module):
@@ -211,7 +193,7 @@ class Potential(nn.Module):
         sizes = (len(numbers), number_of_graphs(graph))
         derivatives = forces or stress
         with torch.set_grad_enabled(derivatives or torch.is_grad_enabled()):
-            vectors = _edge_vectors(graph, batch)
+            vectors = vectors_of(graph, batch)
             if derivatives and not vectors.requires_grad:
                 vectors.requires_grad_(True)
             keep = create_graph or vectors.grad_fn is not None
@@ -222,20 +204,15 @@ class Potential(nn.Module):
             energy = segment_sum(energies, batch, sizes[1])
             if not derivatives:
                 return Prediction(energy, energies, None, None)
-            gradient = _edge_gradient(parts, vectors, keep)
+            gradient = gradient_by_edges(parts, vectors, keep)
             force, virial = forces_and_virial(
                 gradient, vectors if keep else vectors.detach(), graph.edge_index, batch, *sizes
             )
-        tensor = _stress(virial, graph) if stress else None
+        tensor = stress_of(virial, graph) if stress else None
         result = Prediction(energy, energies, force if forces else None, tensor)
         if create_graph or not keep or (torch.is_grad_enabled() and graph.positions.requires_grad):
             return result
-        return Prediction(
-            energy.detach(),
-            energies.detach(),
-            None if result.forces is None else result.forces.detach(),
-            None if result.stress is None else result.stress.detach(),
-        )
+        return result.detach()
 
     def _direct(
         self, graph: AnyGraph, forces: bool, stress: bool, create_graph: bool
@@ -245,12 +222,12 @@ class Potential(nn.Module):
         keep = create_graph or graph.positions.requires_grad or not (forces or stress)
         with torch.set_grad_enabled(torch.is_grad_enabled() and keep):
             batch = batch_index(graph)
-            vectors = _edge_vectors(graph, batch).to(self.dtype)
+            vectors = vectors_of(graph, batch).to(self.dtype)
             output: DirectPrediction = self.model(
-                _View(graph, vectors, not torch.is_grad_enabled())
+                GraphView(graph, vectors, not torch.is_grad_enabled())
             )
             numbers = graph.atomic_numbers
-            part = _Part(output.energies, self._scale.index_select(0, numbers))
+            part = EnergyPart(output.energies, self._scale.index_select(0, numbers))
             energies = self._node_energies([part], numbers)
             energy = segment_sum(energies, batch, n_graphs)
             force = output.forces.double() * self.direct_scale if forces else None
@@ -261,16 +238,16 @@ class Potential(nn.Module):
                 tensor = torch.where(graph.pbc.all(1)[:, None, None], raw, torch.nan)
         return Prediction(energy, energies, force, tensor)
 
-    def _parts(self, graph: AnyGraph, vectors: Tensor, *, inference: bool) -> list[_Part]:
+    def _parts(self, graph: AnyGraph, vectors: Tensor, *, inference: bool) -> list[EnergyPart]:
         numbers = graph.atomic_numbers
-        found = self.model(_View(graph, vectors.to(self.dtype), inference))
-        parts = [_Part(found, self._scale.index_select(0, numbers))]
+        found = self.model(GraphView(graph, vectors.to(self.dtype), inference))
+        parts = [EnergyPart(found, self._scale.index_select(0, numbers))]
         if self.zbl is not None:
             repulsion = self.zbl(numbers, vectors, graph.edge_index, inference=inference)
-            parts.append(_Part(repulsion, torch.ones_like(repulsion)))
+            parts.append(EnergyPart(repulsion, torch.ones_like(repulsion)))
         return parts
 
-    def _node_energies(self, parts: Sequence[_Part], numbers: Tensor) -> Tensor:
+    def _node_energies(self, parts: Sequence[EnergyPart], numbers: Tensor) -> Tensor:
         energies = (self._reference + self._shift).index_select(0, numbers)
         for values, unit in parts:
             energies = energies + unit * values.double()
@@ -410,42 +387,6 @@ def load_potential(
         f"{path_or_name}: no such file, and no shipped potential has this name; give the path of "
         f"a .safetensors file or one of: {', '.join(shipped) or '(none is shipped)'}"
     )
-
-
-def _edge_vectors(graph: AnyGraph, batch: Tensor) -> Tensor:
-    positions, cell = graph.positions, graph.cell
-    differentiated = positions.requires_grad or cell.requires_grad
-    if isinstance(graph, BareGraph) and graph.edge_vector is not None and not differentiated:
-        return graph.edge_vector.detach()
-    return edge_vectors(positions, cell, graph.edge_index, graph.edge_shift, batch)
-
-
-def _edge_gradient(parts: Sequence[_Part], vectors: Tensor, create_graph: bool) -> Tensor:
-    """Differentiate the sum of all energies by edge vectors, [E, 3] eV/Å."""
-    parts = [part for part in parts if part.values.requires_grad]
-    (gradient,) = torch.autograd.grad(
-        [part.values for part in parts],
-        vectors,
-        [part.unit.to(part.values.dtype) for part in parts],
-        create_graph=create_graph,
-        allow_unused=True,
-    )
-    return torch.zeros_like(vectors) if gradient is None else gradient
-
-
-def _stress(virial: Tensor, graph: AnyGraph) -> Tensor:
-    """Divide ∂E/∂ε by volumes, [B, 3, 3]; NaN where there is none."""
-    if virial.is_cpu and not (virial.requires_grad or graph.cell.requires_grad):
-        # a few numbers, for which operations of torch take far longer than NumPy
-        volumes = np.abs(np.linalg.det(graph.cell.numpy()))
-        volumes[(volumes == 0) | ~graph.pbc.numpy().all(1)] = np.nan
-        return torch.from_numpy(virial.numpy() / volumes[:, None, None])
-    periodic = graph.pbc.all(1)
-    a, b, c = graph.cell.unbind(1)
-    volume = (a * torch.linalg.cross(b, c)).sum(1).abs()
-    valid = periodic & (volume > 0)
-    safe = torch.where(valid, volume, torch.ones_like(volume))[:, None, None]
-    return torch.where(valid[:, None, None], virial / safe, torch.nan)
 
 
 def _symbols(numbers: Any) -> str:
