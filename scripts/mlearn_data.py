@@ -1,11 +1,11 @@
-"""Correct the stress labels of the mlearn sets, so that energies and stresses agree.
+"""Prepare the mlearn sets for training: labels that agree, frames sorted by kind.
 
-    python scripts/mlearn_data.py FOLDER OUT
+    python scripts/mlearn_data.py FOLDER OUT [--molybdenum MoNbTaW/train.extxyz.xz]
 
 FOLDER holds mlearn_Li/train.extxyz.xz, mlearn_Li/test.extxyz.xz and so on: the official splits of
 Zuo et al., J. Phys. Chem. A 124, 731 (2020), github.com/materialsvirtuallab/mlearn (BSD-3), as
 extended XYZ with energy (eV), forces (eV/Å) and stress (eV/Å³, tension positive). OUT gets the same
-files with two changes:
+files with two changes to the labels:
 
 1. Where energies and stresses disagree, the pressure follows the energies. Along a strain ε from
    one frame to a close one, ΔE must be V σ:ε. A plane-wave calculation with a fixed energy cutoff
@@ -14,25 +14,49 @@ files with two changes:
    frames of the training set that differ by strain alone, and is taken out above 0.02 eV.
 2. Two-atom frames of Li lose their stress: its shear components are wrong in the source (they give
    C44 = −0.3 GPa where the energies give 11 GPa).
+
+and the training frames of all elements once more, in files that can be given weights:
+
+- bulk.extxyz.xz: molecular dynamics, with and without vacancies;
+- strained.extxyz.xz: strained crystals, each as its primitive cell (most are perfect crystals of 64
+  or 108 atoms: the same labels for a hundredth of the time), forces averaged over equal atoms;
+- surfaces.extxyz.xz;
+- molybdenum.extxyz.xz, if asked for: the molecular dynamics of pure Mo in the set of Li et al., npj
+  Comput. Mater. 6, 70 (2020), at three densities where mlearn has one. Its energies have the same
+  zero. Its surfaces are left out: two of them are test frames of mlearn.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import lzma
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import ase.io
 import numpy as np
+import spglib
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.geometry import get_distances
 
 ELEMENTS = ("Li", "Si", "Cu", "Ni", "Ge", "Mo")
 LARGEST_STRAIN = 0.03  # of a pair of frames; the error of the mean stress is of third order in it
 SAME_SITES = 0.02  # fractional; frames whose sites differ more are not strained copies
 SMALLEST_TRACE = 0.005  # of a pair that tells about the pressure
 NEGLIGIBLE_EV = 0.02
+EQUAL_SITES = (
+    2e-3  # Å; a shift that moves every atom onto another to within this is a lattice vector
+)
+KINDS = {"Elastic": "strained", "Surface": "surfaces", "AIMD-NVT": "bulk", "Vacancy": "bulk"}
+
+
+def read_frames(path: Path) -> list[Atoms]:
+    """Read all frames at once: ASE goes back and forth, which xz answers by starting anew."""
+    with lzma.open(path, "rt") as file:
+        return ase.io.read(io.StringIO(file.read()), ":", format="extxyz")
 
 
 def strained_copies(frames: list[Atoms]) -> list[Atoms]:
@@ -93,6 +117,37 @@ def corrected(atoms: Atoms, c: float) -> Atoms:
     return copy
 
 
+def kind(atoms: Atoms) -> str:
+    """Give the file that a training frame belongs to, from the group its source states."""
+    return KINDS[atoms.info.get("config_type") or atoms.info["config_type_inferred"]]
+
+
+def primitive(atoms: Atoms) -> Atoms:
+    """Give the primitive cell of a crystal, not turned, with the labels that belong to it.
+
+    Forces are averaged over atoms that a lattice vector connects.
+    """
+    crystal = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    found = spglib.standardize_cell(
+        crystal, to_primitive=True, no_idealize=True, symprec=EQUAL_SITES
+    )
+    if found is None or len(found[2]) == len(atoms):
+        return atoms
+    cell, sites, numbers = found
+    small = Atoms(numbers, scaled_positions=sites, cell=cell, pbc=True)
+    _, distances = get_distances(atoms.positions, small.positions, cell=cell, pbc=True)
+    nearest = distances.argmin(axis=1)
+    ratio = len(atoms) // len(small)
+    if (np.bincount(nearest, minlength=len(small)) != ratio).any():
+        return atoms
+    forces = np.zeros((len(small), 3))
+    np.add.at(forces, nearest, atoms.get_forces() / ratio)
+    labels = {k: v for k, v in atoms.calc.results.items() if k == "stress"}
+    energy = atoms.get_potential_energy() / ratio
+    small.calc = SinglePointCalculator(small, energy=energy, forces=forces, **labels)
+    return small
+
+
 def main() -> None:
     """Parse the command line, print the constants and write the files."""
     parser = argparse.ArgumentParser(
@@ -100,13 +155,15 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--molybdenum", type=Path, help="the set of Mo-Nb-Ta-W")
     arguments = parser.parse_args()
+    kinds: dict[str, list[Atoms]] = {}
     print("| element | pairs | c (eV) | GPa | taken out |")
     print("|---|--:|--:|--:|---|")
     for element in ELEMENTS:
         source, target = (f / f"mlearn_{element}" for f in (arguments.folder, arguments.out))
         target.mkdir(parents=True, exist_ok=True)
-        parts = {p: ase.io.read(source / f"{p}.extxyz.xz", ":") for p in ("train", "test")}
+        parts = {p: read_frames(source / f"{p}.extxyz.xz") for p in ("train", "test")}
         c, pairs = pulay_constant(parts["train"])
         volumes = Counter(round(a.get_volume() / len(a), 1) for a in parts["train"])
         pressure = c / volumes.most_common(1)[0][0] * 160.21766208
@@ -115,6 +172,14 @@ def main() -> None:
         for part, frames in parts.items():
             changed = [corrected(atoms, c if used else 0.0) for atoms in frames]
             ase.io.write(target / f"{part}.extxyz.xz", changed, format="extxyz")
+            for atoms in changed if part == "train" else ():
+                kinds.setdefault(kind(atoms), []).append(atoms)
+    kinds["strained"] = [primitive(atoms) for atoms in kinds["strained"]]
+    if arguments.molybdenum:
+        alloys = read_frames(arguments.molybdenum)
+        kinds["molybdenum"] = [a for a in alloys if a.info["config_type"] == "Mo_AIMD"]
+    for name, frames in kinds.items():
+        ase.io.write(arguments.out / f"{name}.extxyz.xz", frames, format="extxyz")
 
 
 if __name__ == "__main__":

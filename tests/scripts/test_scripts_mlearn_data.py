@@ -57,6 +57,46 @@ def test_takes_it_out_of_the_labels(script):
         assert clean.get_potential_energy() == truth.get_potential_energy()
 
 
+def test_primitive_cells_keep_labels_and_are_not_turned(script):
+    for frame in strained_copper(0.0, turn=True)[:4]:
+        labels = {"energy": frame.get_potential_energy(), "stress": frame.get_stress()}
+        atoms = frame.repeat((2, 1, 2))
+        forces = np.zeros((16, 3))
+        forces[3] = [0.0, 0.0, 0.016]  # noise of one atom
+        labels["energy"] *= 4
+        atoms.calc = SinglePointCalculator(atoms, forces=forces, **labels)
+        small = script.primitive(atoms)
+        assert len(small) == 1
+        np.testing.assert_allclose(small.get_forces(), [[0, 0, 0.001]], atol=1e-12)
+        np.testing.assert_allclose(small.get_stress(), labels["stress"], atol=1e-12)
+        assert small.get_potential_energy() == pytest.approx(labels["energy"] / 16, rel=1e-12)
+        small.calc = EMT()
+        np.testing.assert_allclose(small.get_stress(), labels["stress"], atol=1e-9)
+
+
+def test_primitive_cells_of_two_atoms_keep_both_forces(script):
+    atoms = bulk("Si", cubic=True)
+    shift = np.array([0.1, 0.02, 0.0])
+    atoms.positions[1::2] += shift
+    forces = np.tile([[0.3, 0.1, 0.0], [-0.3, -0.1, 0.0]], (4, 1))
+    atoms.calc = SinglePointCalculator(atoms, energy=-8.0, forces=forces)
+    small = script.primitive(atoms)
+    assert len(small) == 2
+    assert small.get_potential_energy() == -2.0
+    assert "stress" not in small.calc.results
+    away = small.get_distance(0, 1, mic=True, vector=True)
+    sign = 1 if abs(np.linalg.norm(away - shift) - np.sqrt(3) / 4 * 5.43) < 1e-6 else -1
+    np.testing.assert_allclose(small.get_forces()[0], sign * forces[0], atol=1e-12)
+    np.testing.assert_allclose(small.get_forces()[1], -small.get_forces()[0], atol=1e-12)
+
+
+def test_a_frame_without_lattice_vectors_stays(script):
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.05)
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=np.zeros((4, 3)))
+    assert script.primitive(atoms) is atoms
+
+
 def test_strained_copies_leave_out_other_crystals(script):
     frames = strained_copper(0.0)
     rattled = [atoms.copy() for atoms in frames[:3]]
