@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlip.models.facet_packed import message_gradients, scaled, widths
 from mlip.nn.node_update import SphereProductUpdate
+from mlip.ops.cpu.memory import empty_for
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
@@ -206,7 +207,7 @@ def forward(
 
     w, n = passes.weights, edges.n_nodes
     sums = convolve(sources, harmonics, basis, w.kernel, edges, w.message)
-    out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
+    out, *kept = (empty_for(x, (size,)) for size in passes.forward.sizes(n)[2:])
     passes.forward.run(n, sums, x, out, *kept)
     return out, (sources, *kept)
 
@@ -225,7 +226,7 @@ def backward(
     sources, *kept = kept
     program = passes.backward if want_features else passes.backward_edges
     sizes = program.sizes(n)[1 : 3 if want_features else 2]
-    d_sums, *dx = (gradient.new_empty(size) for size in sizes)
+    d_sums, *dx = (empty_for(gradient, (size,)) for size in sizes)
     program.run(n, gradient, d_sums, *dx, *kept)
     onto = dx[0] if want_features else None
     of_edges = message_gradients(

@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 
 from mlip.models.facet_packed import message_gradients, scaled
 from mlip.nn.node_update import ScalarUpdate
+from mlip.ops.cpu.memory import empty_for
 
 if TYPE_CHECKING:
     from mlip.models.facet import FacetBlock
@@ -137,7 +138,7 @@ def forward(
 
     w, n = passes.weights, edges.n_nodes
     sums = convolve(sources, harmonics, basis, w.kernel, edges, w.message)
-    out, *kept = (x.new_empty(size) for size in passes.forward.sizes(n)[2:])
+    out, *kept = (empty_for(x, (size,)) for size in passes.forward.sizes(n)[2:])
     passes.forward.run(n, sums, x, out, *kept)
     return out, (sources, *kept)
 
@@ -154,7 +155,7 @@ def backward(
     """Compute the gradients by packed features, harmonics and basis."""
     w, n = passes.weights, edges.n_nodes
     sources, *kept = kept
-    d_sums, dx = (gradient.new_empty(size) for size in passes.backward.sizes(n)[1:3])
+    d_sums, dx = (empty_for(gradient, (size,)) for size in passes.backward.sizes(n)[1:3])
     passes.backward.run(n, gradient, d_sums, dx, *kept)
     onto = dx if want_features else None
     of_edges = message_gradients(

@@ -262,3 +262,11 @@ def test_simulations_need_no_extras():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_train_keeps_the_memory_it_frees(monkeypatch, structures):
+    calls = []
+    monkeypatch.setattr("mlip.training.memory.keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr("mlip.training.run.train", lambda config: calls.append(config.data.train))
+    run("train", structures)
+    assert calls == ["keep", (str(structures),)]

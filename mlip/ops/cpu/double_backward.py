@@ -30,6 +30,7 @@ from mlip.ops.cpu.library import (
     packed_convolution,
     packed_convolution_backward,
 )
+from mlip.ops.cpu.memory import empty_for
 
 Optional = Tensor | None
 Arguments = tuple[Tensor, Tensor, Tensor, Optional, Tensor]
@@ -110,7 +111,7 @@ def one_pass(
     along_features, along_harmonics, along_radial = along
     rowptr, source, signature = graph
     out = [
-        argument.new_empty(argument.shape) if want and argument is not None else None
+        empty_for(argument, argument.shape) if want and argument is not None else None
         for argument, want in zip(arguments, wanted, strict=True)
     ]
     if out[0] is not None:

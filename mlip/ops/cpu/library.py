@@ -16,6 +16,7 @@ from torch import Tensor
 from mlip.errors import InputError
 from mlip.ops.convolution import ConvolutionSignature
 from mlip.ops.cpu import cache, runner
+from mlip.ops.cpu.memory import empty_for
 
 Optional = Tensor | None
 
@@ -122,7 +123,7 @@ def convolve(
     """Evaluate ``packed_convolution`` without derivatives, on edges that exist."""
     shape = layout(signature)
     check_shapes(shape, features, harmonics, radial, kernel, edges.rowptr, edges.source)
-    out = features.new_empty(shape.out_size(edges.n_nodes))
+    out = empty_for(features, (shape.out_size(edges.n_nodes),))
     runner.forward(
         shape, as_array(features), as_array(harmonics), as_array(radial),
         None if kernel is None else as_array(kernel), edges, out.numpy(),
@@ -149,7 +150,7 @@ def convolve_backward(
     slopes = wanted[1] or wanted[2] or wanted[3]
     needs = (wanted[0], slopes, slopes, wanted[3] and kernel is not None)
     out = [
-        tensor.new_empty(tensor.shape) if need and tensor is not None else features.new_empty(0)
+        empty_for(tensor, tensor.shape) if need and tensor is not None else features.new_empty(0)
         for tensor, need in zip(inputs, needs, strict=True)
     ]
     if wanted[0]:

@@ -20,6 +20,7 @@ from mlip.errors import InputError
 from mlip.ops.backend import CHANNEL_BLOCK
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array, atoms_exist
+from mlip.ops.cpu.memory import empty_for
 from mlip.ops.cpu.runner import SERIAL
 from mlip.ops.rotation import RotationSignature
 
@@ -70,7 +71,7 @@ def gather(
 ) -> list[Tensor]:
     """Compute ``rotate_gather`` without derivatives."""
     wide = scale.shape[2]
-    orders = [x.new_empty(len(matrix), n, wide) for n in signature.sizes]
+    orders = [empty_for(x, (len(matrix), n, wide)) for n in signature.sizes]
     call = _Call(signature, x, orders, matrix, scale, ends)
     call.run(call.module.gather, call.n_edges, 1)
     return orders

@@ -20,6 +20,7 @@ from mlip.errors import InputError
 from mlip.ops.backend import CHANNEL_BLOCK
 from mlip.ops.cpu import cache, threads
 from mlip.ops.cpu.library import as_array, atoms_exist
+from mlip.ops.cpu.memory import empty_for
 from mlip.ops.cpu.runner import SERIAL
 from mlip.ops.shared_operator import OperatorSignature
 
@@ -119,7 +120,7 @@ def gather(x: Tensor, operator: Tensor, weights: Tensor, ends: Tensor) -> Tensor
     """Compute ``operator_gather`` without derivatives."""
     shape = (len(x), operator.shape[2], weights.shape[1])
     check(x, operator, weights, ends, {"x": (x, shape)})
-    out = x.new_empty(len(weights), operator.shape[1], weights.shape[1])
+    out = empty_for(x, (len(weights), operator.shape[1], weights.shape[1]))
     call = _Call(x, out, operator, weights, ends)
     streams = call.whole and out.nbytes > CACHE and out.data_ptr() % 64 == 0
     call.run(call.module.gather, call.n_edges, 1, streams)
@@ -137,8 +138,8 @@ def slopes(
     }
     check(x, operator, weights, ends, shapes)
     call = _Call(x, y, operator, weights, ends)
-    matrix = operator.new_empty((operator.mT if call.transposed else operator).shape)
-    of_weights = weights.new_empty(weights.shape)
+    matrix = empty_for(operator, (operator.mT if call.transposed else operator).shape)
+    of_weights = empty_for(weights, weights.shape)
     found = [tensor.numpy().reshape(-1) for tensor in (matrix, of_weights)]
     call.run(call.module.slopes, call.n_edges, 1, *found)
     return matrix.mT if call.transposed else matrix, of_weights
