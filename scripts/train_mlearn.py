@@ -1,13 +1,22 @@
 """Train the shipped potential for Li, Si, Cu, Ni, Ge and Mo.
 
     python scripts/mlearn_data.py SOURCE FOLDER --molybdenum MoNbTaW/train.extxyz.xz
-    torchrun --nproc-per-node 2 scripts/train_mlearn.py FOLDER --minutes 92 --out runs/mlearn
+    torchrun --nproc-per-node 2 scripts/train_mlearn.py FOLDER --minutes 150 --out runs/mlearn
 
 SOURCE holds mlearn_Li/train.extxyz.xz and so on: the official splits. mlearn_data.py corrects
 labels that contradict each other and sorts the frames. A killed run continues with ``mlip train
 --resume OUT``. The schedule is fitted to the wall time, so the result depends on the machine; with
 ``--steps`` in place of ``--minutes`` it does not. One process (python in place of torchrun) takes
-half as much data a step.
+half as much data a step. The shipped file was not made from nothing by this: a narrower potential,
+the one shipped before, was widened and trained further, the first of these runs up to step 8204:
+
+    python scripts/widen_potential.py OLD wide.safetensors --hidden 64,32,16 \\
+        --message 48,48,32,32 --embedding 64 --outputs 64
+    torchrun … FOLDER --minutes 72 --initial wide.safetensors --out runs/mlearn-3 \\
+        --set optimizer.lr=0.006 --set loss.energy_weight=30
+    torchrun … FOLDER --minutes 11.5 --initial AVERAGED_WEIGHTS --out runs/mlearn-4 \\
+        --set optimizer.lr=0.001 --set schedule.warmup_steps=60 --set loss.energy_weight=100 \\
+        --set loss.energy_weight_final=null --set loss.energy_delta=0.0005
 """
 
 from __future__ import annotations

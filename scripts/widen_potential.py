@@ -1,6 +1,6 @@
 """Widen a Facet potential without changing what it predicts, to train it further.
 
-    python scripts/widen_potential.py mlearn-facet wide.safetensors --hidden 64,32,16 \
+    python scripts/widen_potential.py mlearn-facet wide.safetensors --hidden 64,32,16 \\
         --message 48,48,32,32 --embedding 64 --outputs 64
 
 Old channels keep their weights and hear nothing of new ones; new channels have new weights and hear
