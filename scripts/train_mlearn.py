@@ -33,6 +33,7 @@ from mlip.training.run import train
 # Strained crystals and surfaces are few and small; without a weight elastic constants and surface
 # energies come out wrong. Molecular dynamics of Mo at other densities: mlearn has one density.
 APPEARANCES = {"bulk": 1.0, "strained": 3.0, "surfaces": 3.0, "molybdenum": 1.0}
+OPTIONAL = "molybdenum.extxyz.xz"
 SETTINGS: dict[str, Any] = {
     "model": {
         "name": "facet",
@@ -66,8 +67,9 @@ SETTINGS: dict[str, Any] = {
 def data(folder: Path) -> dict[str, Any]:
     """Give the data sets that mlearn_data.py wrote, with their weights."""
     found = [(folder / f"{name}.extxyz.xz", weight) for name, weight in APPEARANCES.items()]
+    found = [(p, weight) for p, weight in found if p.exists() or p.name != OPTIONAL]
     return {
-        "train": [{"paths": str(p), "weight": weight} for p, weight in found if p.exists()],
+        "train": [{"paths": str(p), "weight": weight} for p, weight in found],
         "test": [str(folder / f"mlearn_{name}" / "test.extxyz.xz") for name in ELEMENTS],
         "valid_fraction": 0.03,
     }

@@ -146,6 +146,7 @@ def widen(potential: Potential, seed: int = 0, **widths: object) -> Potential:
         new,
         reference_energies=potential.reference_energies,
         scale=potential.scale,
+        shift={z: float(potential._shift[z]) for z in potential.elements},
         zbl=potential.zbl is not None,
         metadata=potential.metadata,
     )

@@ -43,7 +43,8 @@ def narrow():
     for block in model.blocks:
         block.residual_gain.gain.data.uniform_(0.5, 1.5)
     references = {13: -3.5, 29: -4.0}
-    potential = Potential(model, reference_energies=references, scale={13: 0.7, 29: 1.3}, zbl=True)
+    units = {"scale": {13: 0.7, 29: 1.3}, "shift": {13: 0.2, 29: -0.1}}
+    potential = Potential(model, reference_energies=references, zbl=True, **units)
     return potential.to_dtype(torch.float64)
 
 
