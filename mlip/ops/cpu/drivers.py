@@ -26,6 +26,7 @@ PIECES = '''
 OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False, cache=True)
 BYTES = np.dtype(FLOAT).itemsize
 TILE_BYTES = 12288  # weights of a tile, and as many slopes: a part of the first cache
+SUM_EDGES = 512  # edges in one sum of the gradient of a kernel: sums of sums lose fewer digits
 
 
 @written
@@ -131,6 +132,31 @@ def transpose(S, n_harmonics, e, n, H):
 
 
 @njit(**OPTIONS)
+def move_rows(A, a, G, n_rows, channels, row_start, row_step, node, back):
+    """Copy the rows of an atom from G to A[a:], block after block, or back."""
+    row = 0
+    for i in range(len(channels)):
+        for c in range(0, channels[i], T):
+            for r in range(row, row + n_rows[i]):
+                at = row_start[r] + node * row_step[r] + c
+                for lane in range(T):
+                    if back:
+                        G[at + lane] = A[a + lane]
+                    else:
+                        A[a + lane] = G[at + lane]
+                a += T
+        row += n_rows[i]
+
+
+@njit(**OPTIONS)
+def add_up(PART, SUM):
+    """Add a part to a sum and begin the next one."""
+    for i in range(len(PART)):
+        SUM[i] += PART[i]
+        PART[i] = 0
+
+
+@njit(**OPTIONS)
 def work_space(size):
     """Zeros that begin at a cache line, with their address."""
     space = np.zeros(size + 64, FLOAT)
@@ -179,16 +205,7 @@ def forward_pass(
                         s, a,
                     )
                     a += N_ROWS[i] * T
-        a = 0
-        row = 0
-        for i in range(len(N_ROWS)):
-            for c in range(0, channels[i], T):
-                for r in range(row, row + N_ROWS[i]):
-                    to = row_start[r] + node * row_step[r] + c
-                    for lane in range(T):
-                        OUT[to + lane] = A[a + lane]
-                    a += T
-            row += N_ROWS[i]
+        move_rows(A, 0, OUT, N_ROWS, channels, row_start, row_step, node, True)
     return space
 
 
@@ -224,20 +241,13 @@ def backward_pass(
     q, z, y = h + at_q * BYTES, h + at_z * BYTES, h + at_y * BYTES
     x, w, b, kernel = X.ctypes.data, W.ctypes.data, B.ctypes.data, K.ctypes.data
     src, local = source.ctypes.data, rows.ctypes.data
-    dx, dw, dk = DX.ctypes.data, DW.ctypes.data, DK.ctypes.data
+    PART = np.zeros(len(DK), FLOAT)
+    dx, dw, dk = DX.ctypes.data, DW.ctypes.data, PART.ctypes.data
+    begin = rowptr[n0]
     for node in range(n0, n1):
         if rowptr[node] == rowptr[node + 1]:
             continue
-        a = 0
-        row = 0
-        for i in range(len(N_ROWS)):
-            for c in range(0, channels[i], T):
-                for r in range(row, row + N_ROWS[i]):
-                    of = row_start[r] + node * row_step[r] + c
-                    for lane in range(T):
-                        A[a + lane] = G[of + lane]
-                    a += T
-            row += N_ROWS[i]
+        move_rows(A, 0, G, N_ROWS, channels, row_start, row_step, node, False)
         for e in range(rowptr[node], rowptr[node + 1], T):
             n = min(T, rowptr[node + 1] - e)
             transpose(S, N_HARMONICS, e, n, H)
@@ -283,6 +293,11 @@ def backward_pass(
                 harmonics_gradient({tables}Z, DS, e, n)
                 if R > 0:
                     sum_lanes(y, DB.ctypes.data, e * R, n * R)
+        if need_kernel and rowptr[node + 1] - begin >= SUM_EDGES:
+            add_up(PART, DK)
+            begin = rowptr[node + 1]
+    if need_kernel:
+        add_up(PART, DK)
     return space
 
 '''

@@ -71,20 +71,11 @@ PAIR_PASS = '''
 @njit(**OPTIONS)
 def by_atom(G, channels, row_start, row_step, OUT, n0, n1):
     """Gradients of the sums of atoms n0 ... n1 - 1, atom after atom in the order of a tile."""
-    to = 0
+    size = 0
     for i in range(len(N_ROWS)):
-        to += N_ROWS[i] * channels[i]
-    to *= n0
+        size += N_ROWS[i] * channels[i]
     for node in range(n0, n1):
-        row = 0
-        for i in range(len(N_ROWS)):
-            for c in range(0, channels[i], T):
-                for r in range(row, row + N_ROWS[i]):
-                    of = row_start[r] + node * row_step[r] + c
-                    for lane in range(T):
-                        OUT[to + lane] = G[of + lane]
-                    to += T
-            row += N_ROWS[i]
+        move_rows(OUT, node * size, G, N_ROWS, channels, row_start, row_step, node, False)
 
 
 @njit(**OPTIONS)

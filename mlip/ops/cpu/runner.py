@@ -6,8 +6,8 @@ of ``BLOCK`` (16 for float32, 8 for float64).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 
@@ -20,7 +20,6 @@ from mlip.ops.cpu.program import program
 BLOCK = {"float32": 16, "float64": 8}
 CHUNK_EDGES = 2048  # neighbours of one task of the backward pass, at least
 MOST_CHUNKS = 16
-SUM_EDGES = 512  # edges in one sum of the gradient of a kernel: sums of sums lose fewer digits
 MOST_COPIES = 4  # gradients of features that tasks hold, in units of the features themselves
 SERIAL = 50_000  # edges times channels below which threads do not pay
 SERIAL_SUM = 1 << 18  # the same, for numbers in a sum of parts
@@ -283,14 +282,7 @@ def in_parts(
     kernels = [np.zeros(size, dtype) for _ in bounds[1:]]
 
     def task(i: int) -> None:
-        part = Part(*parts(i), kernels[i], (bounds[i], bounds[i + 1]))
-        if of_kernel is None:
-            call(part)
-            return
-        for atoms in _short_ranges(edges.rowptr, *part.atoms):
-            sums = np.zeros(size, dtype)
-            call(replace(part, kernel=sums, atoms=atoms))
-            kernels[i] += sums
+        call(Part(*parts(i), kernels[i], (bounds[i], bounds[i + 1])))
 
     tasks = [partial(task, i) for i in range(len(bounds) - 1)]
     _run(tasks, serial=_is_serial(layout, edges))
@@ -298,15 +290,6 @@ def in_parts(
         chunks.sum()
     if of_kernel is not None:
         np.sum(kernels, axis=0, out=of_kernel.reshape(-1))
-
-
-def _short_ranges(rowptr: Array, first: int, end: int) -> Iterator[tuple[int, int]]:
-    """Cut a range of atoms where sums over all their edges would grow inaccurate."""
-    n_edges = int(rowptr[end] - rowptr[first])
-    n_ranges = max(1, n_edges // SUM_EDGES)
-    goals = rowptr[first] + n_edges * np.arange(1, n_ranges) / n_ranges
-    cuts = first + np.searchsorted(rowptr[first : end + 1], goals)
-    return pairwise([first, *map(int, cuts), end])
 
 
 class _Chunks:

@@ -16,23 +16,6 @@ def radial_slopes(
 
 
 @njit(**OPTIONS)
-def move_rows(A, G, channels, row_start, row_step, node, back):
-    """Copy the rows of an atom from G to A, or back."""
-    a = row = 0
-    for i in range(len(N_ROWS)):
-        for c in range(0, channels[i], T):
-            for r in range(row, row + N_ROWS[i]):
-                at = row_start[r] + node * row_step[r] + c
-                for lane in range(T):
-                    if back:
-                        G[at + lane] = A[a + lane]
-                    else:
-                        A[a + lane] = G[at + lane]
-                a += T
-        row += N_ROWS[i]
-
-
-@njit(**OPTIONS)
 def second_pass(
     X, XA, S, SA, W, WA, B, BA, K, G, rowptr, source, rows_of, DX, DS, DW, DB, DK, DG,
     channels, x_first, dx_first, w_first, n_weights, R, row_start, row_step, n0, n1,
@@ -64,8 +47,10 @@ def second_pass(
     b, ba, kernel = B.ctypes.data, BA.ctypes.data, K.ctypes.data
     x, xa, dx = X.ctypes.data, XA.ctypes.data, DX.ctypes.data
     src, local = source.ctypes.data, rows_of.ctypes.data
+    PART = np.zeros(len(DK), FLOAT)
+    begin = rowptr[n0]
     for node in range(n0, n1):
-        move_rows(A, G, channels, row_start, row_step, node, False)
+        move_rows(A, 0, G, N_ROWS, channels, row_start, row_step, node, False)
         SUMS[:] = 0
         for e in range(rowptr[node], rowptr[node + 1], T):
             n = min(T, rowptr[node + 1] - e)
@@ -95,7 +80,7 @@ def second_pass(
                     if R > 0:
                         radial_slopes(
                             d, df, b, ba, kernel, e, R, n_weights, first, C, P, blocks, n,
-                            len(DB) > 0, DK, y,
+                            len(DB) > 0, PART, y,
                         )
                     for block in range(blocks):
                         if len(DG):
@@ -109,7 +94,11 @@ def second_pass(
             if len(DB):
                 sum_lanes(y, DB.ctypes.data, e * R, n * R)
         if len(DG):
-            move_rows(SUMS, DG, channels, row_start, row_step, node, True)
+            move_rows(SUMS, 0, DG, N_ROWS, channels, row_start, row_step, node, True)
+        if rowptr[node + 1] - begin >= SUM_EDGES:
+            add_up(PART, DK)
+            begin = rowptr[node + 1]
+    add_up(PART, DK)
     return space
 
 '''
