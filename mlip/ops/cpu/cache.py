@@ -45,7 +45,7 @@ def _writer_version() -> str:
     """What changes the machine code of the same text: Numba, and the writer of vector code."""
     import numba
 
-    writers = [Path(__file__).with_name(name) for name in ("simd.py", "simd_exp.py")]
+    writers = [Path(__file__).with_name(name) for name in ("simd.py", "simd_exp.py", "shuffles.py")]
     return numba.__version__ + "".join(path.read_text(encoding="utf-8") for path in writers)
 
 

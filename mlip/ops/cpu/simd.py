@@ -20,6 +20,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from mlip.ops.cpu import shuffles
+
 INDEX = ir.IntType(64)
 
 
@@ -179,56 +181,19 @@ class Writer:
 
     def store_sum(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
         """Write the sum over lanes, added pairwise in a fixed order."""
-        self.builder.store(self._lane_sum(value), array.at(index), align=self.align)
+        total = shuffles.lane_sum(self.builder, value, self.width)
+        self.builder.store(total, array.at(index), align=self.align)
 
     def add_sum(self, array: Pointer, index: Int | int, value: ir.Value) -> None:
         """Add the sum over lanes to one number."""
         address = array.at(index)
         before = self.builder.load(address, align=self.align, typ=self.scalar)
-        total = self.builder.fadd(before, self._lane_sum(value))
+        total = self.builder.fadd(before, shuffles.lane_sum(self.builder, value, self.width))
         self.builder.store(total, address, align=self.align)
 
     def lane_sums(self, values: Sequence[ir.Value]) -> ir.Value:
         """Return a vector with the sum over lanes of each of ``lanes`` vectors, pairwise."""
-        half = self.width // 2
-        while half:
-            order = range(self.width)
-            first = [i for i in order if i % (2 * half) < half]
-            low, high = (
-                ir.Constant(
-                    ir.VectorType(ir.IntType(32), self.width),
-                    [
-                        i + offset + other * self.width
-                        for block in range(0, self.width, 2 * half)
-                        for other in (0, 1)
-                        for i in first
-                        if i // (2 * half) == block // (2 * half)
-                    ],
-                )
-                for offset in (0, half)
-            )
-            n = len(values) // 2
-            values = [
-                self.builder.fadd(
-                    self.builder.shuffle_vector(a, b, low), self.builder.shuffle_vector(a, b, high)
-                )
-                for a, b in zip(values[:n], values[n:], strict=True)
-            ]
-            half //= 2
-        return values[0]
-
-    def _lane_sum(self, value: ir.Value) -> ir.Value:
-        width = self.width
-        while width > 1:
-            width //= 2
-            halves = [
-                self.builder.shuffle_vector(
-                    value, value, ir.Constant(ir.VectorType(ir.IntType(32), width), list(part))
-                )
-                for part in (range(width), range(width, 2 * width))
-            ]
-            value = self.builder.fadd(*halves)
-        return self.builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        return shuffles.lane_sums(self.builder, values)
 
     @contextlib.contextmanager
     def loop(self, count: Int, start: int = 0, step: int = 1) -> Iterator[Int]:
@@ -302,25 +267,7 @@ class Writer:
 
     def transposed(self, values: Sequence[ir.Value]) -> list[ir.Value]:
         """Return the columns of the square matrix of which ``lanes`` vectors are the rows."""
-        rows, half = list(values), self.width // 2
-        while half:
-            low, high = (
-                ir.Constant(
-                    ir.VectorType(ir.IntType(32), self.width),
-                    [
-                        i + offset if not i & half else i - half + offset + self.width
-                        for i in range(self.width)
-                    ],
-                )
-                for offset in (0, half)
-            )
-            for i in range(self.width):
-                if not i & half:
-                    a, b = rows[i], rows[i + half]
-                    rows[i] = self.builder.shuffle_vector(a, b, low)
-                    rows[i + half] = self.builder.shuffle_vector(a, b, high)
-            half //= 2
-        return rows
+        return shuffles.transposed(self.builder, values)
 
     def remainder(self, count: Int, step: int) -> Int:
         """Return the largest multiple of ``step`` (a power of two) within ``count``."""
@@ -334,10 +281,7 @@ class Writer:
             yield start + i
 
     def _splat(self, scalar: ir.Value) -> ir.Value:
-        undefined = ir.Constant(ir.VectorType(scalar.type, self.width), ir.Undefined)
-        first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-        order = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
-        return self.builder.shuffle_vector(first, undefined, order)
+        return shuffles.splat(self.builder, scalar, self.width)
 
     def _masked(
         self, name: str, result: ir.Type, first: list[ir.Value], last: list[ir.Value]
