@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from mlip.ops import (
     ConvolutionSignature,
     Neighborhood,
     RotationSignature,
+    edge_sum,
     envelope_softmax,
     forces_and_virial,
     neighborhood,
@@ -32,7 +32,6 @@ from mlip.ops import (
     operator_scatter,
     rotate_gather,
     rotate_scatter,
-    segment_sum,
     sphere_products,
     sum_messages,
 )
@@ -158,36 +157,21 @@ def _shared_operator(inputs: Inputs, back: bool) -> Case:
     return Case(name, run, (x, matrix, weights), work.times(size.edges * size.channels))
 
 
-def _segments(backend: Backend) -> ModuleType:
-    """Operators over the edges of atoms, with the kernels of the back end."""
-    from mlip.ops.cpu import segments
-
-    if backend == "cuda":
-        from mlip.ops.cuda import segments as _kernels  # noqa: F401  registers them
-
-    return segments
-
-
 def _segment_sum(inputs: Inputs) -> Case:
-    size, edges = inputs.sizes, inputs.edges
+    size, target = inputs.sizes, inputs.edge_index[1]
 
     def run(backend: Backend, values: Tensor) -> Outputs:
-        if backend == "torch":
-            return (segment_sum(values, edges.target, size.atoms),)
-        return (_segments(backend).csr_segment_sum(values, edges.target, edges.rowptr),)
+        return (edge_sum(values, target, size.atoms, backend),)
 
     values = inputs.randn(size.edges, size.channels)
     return Case("segment_sum", run, (values,), SEGMENT_SUM.times(values.numel()))
 
 
 def _segment_softmax(inputs: Inputs) -> Case:
-    size, edges = inputs.sizes, inputs.edges
+    size, target = inputs.sizes, inputs.edge_index[1]
 
     def run(backend: Backend, logits: Tensor, envelope: Tensor) -> Outputs:
-        if backend == "torch":
-            return (envelope_softmax(logits, envelope, edges.target, size.atoms, 1e-6),)
-        softmax = _segments(backend).csr_segment_softmax
-        return (softmax(logits, envelope, edges.target, edges.rowptr, 1e-6),)
+        return (envelope_softmax(logits, envelope, target, size.atoms, 1e-6, backend),)
 
     logits = inputs.randn(size.edges, HEADS)
     return Case("segment_softmax", run, (logits, inputs.randn(size.edges).sigmoid()), None)

@@ -24,10 +24,10 @@ from mlip.nn.sphere_product import (
 from mlip.ops import (
     RotationSignature,
     by_groups,
+    edge_sum,
     envelope_softmax,
     rotate_gather,
     rotate_scatter,
-    segment_sum,
 )
 
 
@@ -198,4 +198,4 @@ class EdgeDegreeEmbedding(nn.Module):
         radial = self.radial(basis, edges.source_element, edges.target_element)
         radial = (radial * envelope[:, None]).view(-1, self.lmax + 1, self.channels)
         message = edges.frames._replace(matrix=matrix).rotate_back_axial(radial)
-        return segment_sum(message, edges.target, n_atoms) / self.average_degree
+        return edge_sum(message, edges.target, n_atoms) / self.average_degree

@@ -16,7 +16,7 @@ from mlip.nn.attention_edges import Group
 from mlip.nn.graph_attention import smooth_leaky_relu
 from mlip.nn.grouped_tensor_attention import grouped_tensor_attention
 from mlip.nn.so3_layers import split_by_degree
-from mlip.ops import by_groups, envelope_softmax, operator_gather, operator_scatter, segment_sum
+from mlip.ops import by_groups, edge_sum, envelope_softmax, operator_gather, operator_scatter
 from mlip.ops.pairs import Pairs, of_all_edges
 from mlip.ops.tensor_products import Factors
 from mlip.ops.tensor_products.coupling import operator_table, tensor_operator
@@ -184,7 +184,7 @@ class DegreeEmbedding(nn.Module):
             summed = self.sum_groups(inputs, edges.target, edges.groups, n_atoms)
         else:
             summed = self.sum_messages(*inputs, edges.target, n_atoms)
-        degree = segment_sum(edges.envelope, edges.target, n_atoms)
+        degree = edge_sum(edges.envelope, edges.target, n_atoms)
         return self.projection(summed, degree) * self.scale
 
     def sum_groups(

@@ -6,6 +6,7 @@
 from mlip.ops.backend import Backend, default_backend
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.edge_gradient import forces_and_virial
+from mlip.ops.edge_sums import edge_sum, envelope_softmax
 from mlip.ops.edge_vectors import edge_vectors
 from mlip.ops.messages import sum_messages
 from mlip.ops.nearest import nearest_edges
@@ -14,7 +15,6 @@ from mlip.ops.recompute import by_groups
 from mlip.ops.rotation import RotationSignature, rotate_gather, rotate_scatter
 from mlip.ops.segment import segment_sum
 from mlip.ops.shared_operator import operator_apply, operator_gather, operator_scatter
-from mlip.ops.softmax import envelope_softmax
 from mlip.ops.sphere_products import sphere_products
 from mlip.ops.tables import table_like
 
@@ -27,6 +27,7 @@ __all__ = [
     "by_groups",
     "convolution",
     "default_backend",
+    "edge_sum",
     "edge_vectors",
     "envelope_softmax",
     "forces_and_virial",

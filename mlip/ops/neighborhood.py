@@ -69,10 +69,13 @@ def neighborhood(edge_index: Tensor, n_nodes: int) -> Neighborhood:
         n_nodes: N.
     """
     source, target = edge_index[0], edge_index[1]
-    rowptr = torch.searchsorted(
-        target.contiguous(), torch.arange(n_nodes + 1, device=target.device)
-    )
-    return Neighborhood(source, target, n_nodes, rowptr)
+    return Neighborhood(source, target, n_nodes, row_pointers(target, n_nodes))
+
+
+def row_pointers(target: Tensor, n_nodes: int) -> Tensor:
+    """Give the first edge of each atom, and E; [N + 1] int64, for ascending targets [E]."""
+    nodes = torch.arange(n_nodes + 1, device=target.device)
+    return torch.searchsorted(target.contiguous(), nodes)
 
 
 def _padded(source: Tensor, rowptr: Tensor) -> Padded:

@@ -45,3 +45,8 @@ def test_kernels_run_on_perfect_crystals(name, dtype, crystal, training, monkeyp
     if training:
         (found.energy.square().sum() + found.forces.square().sum()).backward()
     assert any(how.startswith("CPU kernel") for how in decisions().values())
+    softmax = decisions().get(
+        f"softmax over the edges of atoms, {str(dtype).split('.')[1]}", "none"
+    )
+    expected = "none" if name.startswith("facet") else "CPU kernel"
+    assert softmax.startswith(expected)

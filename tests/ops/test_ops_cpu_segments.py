@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mlip.ops import envelope_softmax, segment_sum
+from mlip.ops import edge_sum, envelope_softmax, segment_sum
+from mlip.ops.backend import decisions
 from mlip.ops.cpu import threads
 from mlip.ops.cpu.segments import (
     csr_segment_softmax,
@@ -36,6 +37,9 @@ def test_sum_equals_definition(rows, shape):
     values = randn(len(index), *shape)
     expected = segment_sum(values, index, len(rowptr) - 1)
     torch.testing.assert_close(csr_segment_sum(values, index, rowptr), expected, atol=1e-11, rtol=0)
+    for backend in ("numba", "torch", "auto"):
+        found = edge_sum(values, index, len(rowptr) - 1, backend)
+        torch.testing.assert_close(found, expected, atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-3])
@@ -45,16 +49,18 @@ def test_softmax_and_its_derivatives_equal_the_definition(rows, epsilon):
     logits, weights = 4 * randn(len(index), 3), randn(len(index)).abs()
     weights[1::5] = 0  # at the cutoff
 
-    def both(function, *graph):
+    def both(function, *graph, **options):
         z, w = logits.clone().requires_grad_(True), weights.clone().requires_grad_(True)
-        out = function(z, w, *graph, epsilon)
+        out = function(z, w, *graph, epsilon, **options)
         probe = randn(*out.shape)
         first = torch.autograd.grad((out * probe).sum(), (z, w), create_graph=True)
         second = torch.autograd.grad(sum(g.square().sum() for g in first), (z, w))
         return [out.detach(), *(t.detach() for t in first), *second]
 
     fast = both(csr_segment_softmax, index, rowptr)
-    truth = both(envelope_softmax, index, len(rowptr) - 1)
+    truth = both(envelope_softmax, index, len(rowptr) - 1, backend="torch")
+    public = both(envelope_softmax, index, len(rowptr) - 1, backend="numba")
+    assert all(torch.equal(a, b) for a, b in zip(fast, public, strict=True))
     for found, expected in zip(fast, truth, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
 
@@ -88,3 +94,26 @@ def test_bits_do_not_depend_on_threads(monkeypatch):
     plain = segment_sum(values, index, 300)
     error = torch.linalg.vector_norm(found[0][0].double() - exact)
     assert error <= 2 * torch.linalg.vector_norm(plain.double() - exact)
+
+
+def test_equal_edges_are_no_reason_to_refuse_a_kernel():
+    """In a crystal all logits of an atom may be equal: derivatives vanish up to rounding."""
+    index, _ = graph([6] * 20)
+    logits = torch.full((120, 4), 0.3, requires_grad=True)
+    weights = torch.full((120,), 0.5, requires_grad=True)
+    out = envelope_softmax(logits, weights, index, 20, 1e-16, "auto")
+    out.square().sum().backward()
+    edge_sum(torch.zeros(120, 3), index, 20, "auto")
+    torch.testing.assert_close(out, torch.full_like(out, 1 / 6))
+    chosen = {k: v for k, v in decisions().items() if "edges of atoms, float32" in k}
+    assert len(chosen) == 2
+    assert all("agrees" in text for text in chosen.values())
+
+
+def test_where_there_are_no_edges_nothing_is_decided(monkeypatch):
+    monkeypatch.setattr("mlip.ops.backend._refused", {})
+    none = torch.zeros(0, dtype=torch.int64)
+    assert torch.equal(edge_sum(torch.zeros(0, 3), none, 2, "auto"), torch.zeros(2, 3))
+    found = envelope_softmax(torch.zeros(0, 3), torch.zeros(0), none, 2, 1e-16, "auto")
+    assert found.shape == (0, 3)
+    assert not decisions()

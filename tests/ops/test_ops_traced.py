@@ -72,7 +72,7 @@ def test_traced_slopes_keep_their_derivatives(name):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("segment")])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_compiled_on_auto(name):
     """The choice of the back end is a constant of the trace; there is no break in the graph."""
     case = case_of(name)

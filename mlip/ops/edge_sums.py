@@ -1,0 +1,113 @@
+"""Sums and softmax over the edges of each atom, for edges that are sorted by atom."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlip.ops.backend import CHECK_EDGES, Backend, compare, default_backend, use_kernel
+from mlip.ops.neighborhood import row_pointers
+from mlip.ops.segment import segment_sum
+
+
+def edge_sum(
+    values: Tensor, target: Tensor, n_atoms: int, backend: Backend | None = None
+) -> Tensor:
+    """Sum the rows of the edges of each atom, with a kernel in the order of the edges.
+
+    Args:
+        values: [E, ...].
+        target: [E] atom of each edge, ascending, int64.
+        n_atoms: N.
+        backend: as for ``sum_messages``; None for that of the environment.
+
+    Returns:
+        [N, ...] in the dtype of ``values``.
+    """
+
+    def check() -> tuple[float, float]:
+        index = target[:CHECK_EDGES]
+        return compare(
+            lambda x: (segment_sum(x, index, n_atoms),),
+            lambda x: (_kernel_sum(x, index, n_atoms),),
+            [_random(values)],
+        )
+
+    backend = backend or default_backend()
+    use = len(values) and use_kernel(backend, "sums over the edges of atoms", [values], check)
+    return (_kernel_sum if use else segment_sum)(values, target, n_atoms)
+
+
+def envelope_softmax(
+    logits: Tensor,
+    envelope: Tensor,
+    target: Tensor,
+    n_atoms: int,
+    epsilon: float,
+    backend: Backend | None = None,
+) -> Tensor:
+    """Normalise env·exp(logit) over the edges of each atom.
+
+    a = env·exp(z − z_max) / (Σ env·exp(z − z_max) + ε) with z_max the largest logit of the atom,
+    a constant for derivatives (EquiformerV3, arXiv 2604.09130, eq. 4): edges that reach the cutoff
+    leave the sum smoothly.
+
+    Args:
+        logits: z, [E, H].
+        envelope: [E], 0 at the cutoff.
+        target: [E] atom of each edge, ascending, int64.
+        n_atoms: N.
+        epsilon: keeps atoms finite whose envelopes all vanish.
+        backend: as for ``sum_messages``; None for that of the environment.
+
+    Returns:
+        [E, H].
+    """
+
+    def check() -> tuple[float, float]:
+        index = target[:CHECK_EDGES]
+        return compare(  # for random numbers: of equal edges, in a crystal, derivatives vanish
+            lambda z, w: (_softmax(z, w.sigmoid(), index, n_atoms, epsilon),),
+            lambda z, w: (_kernel_softmax(z, w.sigmoid(), index, n_atoms, epsilon),),
+            [_random(logits), _random(envelope)],
+        )
+
+    backend = backend or default_backend()
+    tensors = [logits, envelope]
+    use = len(logits) and use_kernel(backend, "softmax over the edges of atoms", tensors, check)
+    return (_kernel_softmax if use else _softmax)(logits, envelope, target, n_atoms, epsilon)
+
+
+def _random(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (min(CHECK_EDGES, len(like)), *like.shape[1:])
+    return torch.randn(shape, generator=generator).to(like)
+
+
+def _softmax(
+    logits: Tensor, envelope: Tensor, target: Tensor, n_atoms: int, epsilon: float
+) -> Tensor:
+    rows = target[:, None].expand_as(logits)
+    largest = logits.new_zeros(n_atoms, logits.shape[1])
+    largest = largest.scatter_reduce(0, rows, logits.detach(), "amax", include_self=False)
+    weights = envelope[:, None] * torch.exp(logits - largest[target])
+    return weights / (segment_sum(weights, target, n_atoms)[target] + epsilon)
+
+
+def _kernel_sum(values: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+    from mlip.ops.cpu.segments import csr_segment_sum
+
+    if values.device.type == "cuda":
+        from mlip.ops.cuda import segments as _kernels  # noqa: F401  registers them
+    return csr_segment_sum(values, target, row_pointers(target, n_atoms))
+
+
+def _kernel_softmax(
+    logits: Tensor, envelope: Tensor, target: Tensor, n_atoms: int, epsilon: float
+) -> Tensor:
+    from mlip.ops.cpu.segments import csr_segment_softmax
+
+    if logits.device.type == "cuda":
+        from mlip.ops.cuda import segments as _kernels  # noqa: F401  registers them
+    rowptr = row_pointers(target, n_atoms)
+    return csr_segment_softmax(logits, envelope, target, rowptr, epsilon)
