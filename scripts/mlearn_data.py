@@ -12,18 +12,18 @@ files with two changes to the labels:
    breaks this by the Pulay stress: isotropic, and to first order c·n/V with one constant c for each
    atom (Francis and Payne, J. Phys. Condens. Matter 2, 4395 (1990)). c is the median over pairs of
    frames of the training set that differ by strain alone, and is taken out above 0.02 eV.
-2. Two-atom frames of Li lose their stress: its shear components are wrong in the source (they give
-   C44 = −0.3 GPa where the energies give 11 GPa).
+2. Sheared two-atom frames of Li lose their stress: its shear components are wrong in the source
+   (they give C44 = −0.3 GPa where the energies give 11 GPa).
 
-and the training frames of all elements once more, in files that can be given weights:
+and the training frames once more, in files of each element that can be given weights:
 
-- bulk.extxyz.xz: molecular dynamics, with and without vacancies;
-- strained.extxyz.xz: strained crystals, each as its primitive cell (most are perfect crystals of 64
-  or 108 atoms: the same labels for a hundredth of the time), forces averaged over equal atoms;
-- surfaces.extxyz.xz;
-- molybdenum.extxyz.xz, if asked for: the molecular dynamics of pure Mo in the set of Li et al., npj
-  Comput. Mater. 6, 70 (2020), at three densities where mlearn has one. Its energies have the same
-  zero. Its surfaces are left out: two of them are test frames of mlearn.
+- Li_bulk.extxyz.xz and so on: molecular dynamics, with and without vacancies;
+- Li_strained.extxyz.xz: strained crystals, each as its primitive cell (most are perfect crystals of
+  64 or 108 atoms: the same labels for a hundredth of the time), forces averaged over equal atoms;
+- Li_surfaces.extxyz.xz;
+- Mo_densities.extxyz.xz, if asked for: the molecular dynamics of pure Mo in the set of Li et al.,
+  npj Comput. Mater. 6, 70 (2020), at three densities where mlearn has one. Its energies have the
+  same zero. Its surfaces are left out: two of them are test frames of mlearn.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ LARGEST_STRAIN = 0.03  # of a pair of frames; the error of the mean stress is of
 SAME_SITES = 0.02  # fractional; frames whose sites differ more are not strained copies
 SMALLEST_TRACE = 0.005  # of a pair that tells about the pressure
 NEGLIGIBLE_EV = 0.02
+RIGHT_ANGLE = 0.01  # degrees; a cell with angles farther from 90 is sheared
 EQUAL_SITES = (
     2e-3  # Å; a shift that moves every atom onto another to within this is a lattice vector
 )
@@ -110,7 +111,8 @@ def corrected(atoms: Atoms, c: float) -> Atoms:
     """Copy a frame with its labels, the stress without c/V for each atom."""
     copy = atoms.copy()
     labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
-    if not (len(atoms) == 2 and atoms.symbols[0] == "Li"):
+    sheared = np.abs(atoms.cell.angles() - 90).max() > RIGHT_ANGLE
+    if not (len(atoms) == 2 and atoms.symbols[0] == "Li" and sheared):
         pressure = c * len(atoms) / atoms.get_volume()
         labels["stress"] = atoms.get_stress() - pressure * np.array([1, 1, 1, 0, 0, 0])
     copy.calc = SinglePointCalculator(copy, **labels)
@@ -157,7 +159,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--molybdenum", type=Path, help="the set of Mo-Nb-Ta-W")
     arguments = parser.parse_args()
-    kinds: dict[str, list[Atoms]] = {}
+    kinds: dict[tuple[str, str], list[Atoms]] = {}
     print("| element | pairs | c (eV) | GPa | taken out |")
     print("|---|--:|--:|--:|---|")
     for element in ELEMENTS:
@@ -173,13 +175,13 @@ def main() -> None:
             changed = [corrected(atoms, c if used else 0.0) for atoms in frames]
             ase.io.write(target / f"{part}.extxyz.xz", changed, format="extxyz")
             for atoms in changed if part == "train" else ():
-                kinds.setdefault(kind(atoms), []).append(atoms)
-    kinds["strained"] = [primitive(atoms) for atoms in kinds["strained"]]
+                small = primitive(atoms) if kind(atoms) == "strained" else atoms
+                kinds.setdefault((element, kind(atoms)), []).append(small)
     if arguments.molybdenum:
         alloys = read_frames(arguments.molybdenum)
-        kinds["molybdenum"] = [a for a in alloys if a.info["config_type"] == "Mo_AIMD"]
-    for name, frames in kinds.items():
-        ase.io.write(arguments.out / f"{name}.extxyz.xz", frames, format="extxyz")
+        kinds["Mo", "densities"] = [a for a in alloys if a.info["config_type"] == "Mo_AIMD"]
+    for names, frames in kinds.items():
+        ase.io.write(arguments.out / f"{'_'.join(names)}.extxyz.xz", frames, format="extxyz")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,11 @@ from mlip.training.config import build_config
 from mlip.training.run import train
 
 # Strained crystals and surfaces are few and small; without a weight elastic constants and surface
-# energies come out wrong. Molecular dynamics of Mo at other densities: mlearn has one density.
-APPEARANCES = {"bulk": 1.0, "strained": 3.0, "surfaces": 3.0, "molybdenum": 1.0}
-OPTIONAL = "molybdenum.extxyz.xz"
+# energies come out wrong. Molecular dynamics of Mo at other densities: mlearn has one density. Ni
+# is farthest from the published potentials.
+APPEARANCES = {"bulk": 1.0, "strained": 3.0, "surfaces": 3.0}
+OF_ELEMENT = {"Ni_bulk": 2.5, "Cu_bulk": 1.3, "Mo_bulk": 1.5, "Li_strained": 6.0}
+OPTIONAL = {"Mo_densities": 1.0}
 SETTINGS: dict[str, Any] = {
     "model": {
         "name": "facet",
@@ -66,10 +68,11 @@ SETTINGS: dict[str, Any] = {
 
 def data(folder: Path) -> dict[str, Any]:
     """Give the data sets that mlearn_data.py wrote, with their weights."""
-    found = [(folder / f"{name}.extxyz.xz", weight) for name, weight in APPEARANCES.items()]
-    found = [(p, weight) for p, weight in found if p.exists() or p.name != OPTIONAL]
+    weights = {f"{e}_{kind}": weight for e in ELEMENTS for kind, weight in APPEARANCES.items()}
+    files = {name: folder / f"{name}.extxyz.xz" for name in weights | OF_ELEMENT | OPTIONAL}
+    weights |= OF_ELEMENT | {n: weight for n, weight in OPTIONAL.items() if files[n].exists()}
     return {
-        "train": [{"paths": str(p), "weight": weight} for p, weight in found],
+        "train": [{"paths": str(files[name]), "weight": weights[name]} for name in weights],
         "test": [str(folder / f"mlearn_{name}" / "test.extxyz.xz") for name in ELEMENTS],
         "valid_fraction": 0.03,
     }

@@ -103,3 +103,16 @@ def test_strained_copies_leave_out_other_crystals(script):
     for atoms in rattled:
         atoms.rattle(0.3)
     assert script.strained_copies([*rattled, *frames]) == frames
+
+
+@pytest.mark.parametrize(
+    ("symbol", "shear", "kept"), [("Li", 0.0, True), ("Li", 0.02, False), ("Mo", 0.02, True)]
+)
+def test_only_sheared_cells_of_lithium_lose_their_stress(script, symbol, shear, kept):
+    atoms = bulk(symbol, cubic=True)
+    cell = atoms.cell.array * [1.01, 1.0, 1.0]
+    cell[2, 1] = shear * cell[2, 2]
+    atoms.set_cell(cell, scale_atoms=True)
+    labels = {"energy": -3.8, "forces": np.zeros((2, 3)), "stress": np.arange(6.0)}
+    atoms.calc = SinglePointCalculator(atoms, **labels)
+    assert ("stress" in script.corrected(atoms, 0.0).calc.results) == kept

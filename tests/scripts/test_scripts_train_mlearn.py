@@ -1,0 +1,35 @@
+"""The data sets that the shipped potential is trained on, and their weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.delitem(sys.modules, "mlearn_data", raising=False)
+    spec = importlib.util.spec_from_file_location("train_mlearn", SCRIPTS / "train_mlearn.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.modules.pop("mlearn_data", None)
+
+
+@pytest.mark.parametrize("densities", [False, True])
+def test_every_file_has_a_weight_and_one_is_optional(script, tmp_path, densities):
+    if densities:
+        (tmp_path / "Mo_densities.extxyz.xz").touch()
+    sets = script.data(tmp_path)["train"]
+    weights = {Path(each["paths"]).name.removesuffix(".extxyz.xz"): each["weight"] for each in sets}
+    kinds = {"bulk", "strained", "surfaces"}
+    names = {f"{e}_{kind}" for e in script.ELEMENTS for kind in kinds}
+    assert set(weights) == names | ({"Mo_densities"} if densities else set())
+    assert weights["Si_strained"] == script.APPEARANCES["strained"]
+    assert weights["Li_strained"] == script.OF_ELEMENT["Li_strained"]
