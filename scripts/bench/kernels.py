@@ -6,8 +6,10 @@
 float32, natural parity. Implementations take turns; median and range of the repeats, in time of the
 processor with one thread and by the clock with more. "both" is forward and the
 gradients with respect to features, harmonics and weights (or radial functions and kernel). Ratios
-are how many times slower a row is than the kernel that does the same work. Last: the forward pass
-in GFLOP/s beside the measured peak of multiply-adds of a core.
+are how many times slower a row is than the kernel that does the same work. The process keeps freed
+memory, as ``mlip train`` does, for all of them: else the time of the system for fresh pages, which
+differs from machine to machine and call to call, hides the kernels' own. Last: the forward pass in
+GFLOP/s beside the measured peak of multiply-adds of a core.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 from mlip.ops import ConvolutionSignature, Neighborhood, convolution, neighborhood, sum_messages
 from mlip.ops.cpu.coupling import forward_cost
 from mlip.ops.cpu.simd import lanes, straight_line
+from mlip.training.memory import keep_freed_memory
 
 N_NEIGHBORS, CHANNELS, N_RADIAL = 40, 64, 8
 SUMS = 12  # independent multiply-adds in flight when the peak is measured
@@ -185,6 +188,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-e3nn", action="store_true", help="it takes minutes at L = 3")
     args = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(args.threads)
     peak = peak_gflops()
     for lmax in args.lmax:
