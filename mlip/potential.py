@@ -32,7 +32,7 @@ from mlip.graph import batch_index, number_of_graphs
 from mlip.models import create_model, model_name
 from mlip.models.direct import DirectPrediction
 from mlip.nn.zbl import ZBLRepulsion
-from mlip.ops import forces_and_virial, segment_sum
+from mlip.ops import forces_and_virial, structure_sum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 PerElement = float | Mapping[int, float]
@@ -201,7 +201,7 @@ class Potential(nn.Module):
             parts = self._parts(graph, vectors, inference=inference)
             wanted = [part.detach() for part in parts] if derivatives and not keep else parts
             energies = self._node_energies(wanted, numbers)
-            energy = segment_sum(energies, batch, sizes[1])
+            energy = structure_sum(energies, batch, sizes[1])
             if not derivatives:
                 return Prediction(energy, energies, None, None)
             gradient = gradient_by_edges(parts, vectors, keep)
@@ -229,7 +229,7 @@ class Potential(nn.Module):
             numbers = graph.atomic_numbers
             part = EnergyPart(output.energies, self._scale.index_select(0, numbers))
             energies = self._node_energies([part], numbers)
-            energy = segment_sum(energies, batch, n_graphs)
+            energy = structure_sum(energies, batch, n_graphs)
             force = output.forces.double() * self.direct_scale if forces else None
             tensor = None
             if stress:

@@ -45,7 +45,7 @@ from mlip.ops import (
     Neighborhood,
     default_backend,
     neighborhood,
-    segment_sum,
+    structure_sum,
     sum_messages,
 )
 from mlip.so3 import spherical_harmonics
@@ -317,11 +317,11 @@ class Facet(nn.Module):
         count = torch.bincount(batch, minlength=n_graphs).to(energies)
         scale, shift = self.species_scale[species], self.species_shift[species]
         if self.config.rescale == "sevennet":
-            per_atom = segment_sum(energies * scale + shift, batch, n_graphs) / (count + 1e-6)
+            per_atom = structure_sum(energies * scale + shift, batch, n_graphs) / (count + 1e-6)
             return per_atom[batch]
-        mean = segment_sum(energies, batch, n_graphs) / (count + 1e-6)
-        mean = mean * _unit_softplus(segment_sum(scale, batch, n_graphs)) / count
-        offset = segment_sum(shift, batch, n_graphs) / count + self.global_shift
+        mean = structure_sum(energies, batch, n_graphs) / (count + 1e-6)
+        mean = mean * _unit_softplus(structure_sum(scale, batch, n_graphs)) / count
+        offset = structure_sum(shift, batch, n_graphs) / count + self.global_shift
         return (mean * _unit_softplus(self.global_scale) + offset)[batch]
 
 

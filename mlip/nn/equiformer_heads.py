@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlip.nn.so3_layers import SO3Linear, dense
 from mlip.nn.sphere_product import gate_by_degree
-from mlip.ops import segment_sum
+from mlip.ops import structure_sum
 from mlip.so3 import degree_major
 
 
@@ -44,7 +44,7 @@ class StressHead(nn.Module):
         hidden = gate_by_degree(self.linear_1(x), self.gate(x[:, 0]), self.degrees)
         per_atom = self.linear_2(hidden)[:, :9, 0]
         count = torch.bincount(batch, minlength=n_graphs).to(x)[:, None]
-        return symmetric_tensor(segment_sum(per_atom, batch, n_graphs) / count)
+        return symmetric_tensor(structure_sum(per_atom, batch, n_graphs) / count)
 
 
 def symmetric_tensor(coefficients: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
 from mlip.ops.backend import Backend, default_backend
 from mlip.ops.convolution import ConvolutionSignature, Features, convolution, radial_convolution
 from mlip.ops.edge_gradient import forces_and_virial
-from mlip.ops.edge_sums import edge_sum, envelope_softmax
+from mlip.ops.edge_sums import edge_sum, envelope_softmax, structure_sum
 from mlip.ops.edge_vectors import edge_vectors
 from mlip.ops.messages import sum_messages
 from mlip.ops.nearest import nearest_edges
@@ -41,6 +41,7 @@ __all__ = [
     "rotate_scatter",
     "segment_sum",
     "sphere_products",
+    "structure_sum",
     "sum_messages",
     "table_like",
 ]

@@ -1,4 +1,4 @@
-"""Sums and softmax over the edges of each atom, for edges that are sorted by atom."""
+"""Sums and softmax over the edges of each atom, sorted by atom, and sums over atoms."""
 
 from __future__ import annotations
 
@@ -36,6 +36,23 @@ def edge_sum(
     backend = backend or default_backend()
     use = len(values) and use_kernel(backend, "sums over the edges of atoms", [values], check)
     return (_kernel_sum if use else segment_sum)(values, target, n_atoms)
+
+
+def structure_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+    """Sum the rows of the atoms of each structure.
+
+    PyTorch adds them in order on the CPU, and in any order on CUDA, where a kernel does it in one.
+
+    Args:
+        values: [N, ...].
+        batch: [N] structure of each atom, ascending, int64.
+        n_graphs: B.
+
+    Returns:
+        [B, ...] in the dtype of ``values``.
+    """
+    on_cuda = values.device.type == "cuda"
+    return (edge_sum if on_cuda else segment_sum)(values, batch, n_graphs)
 
 
 def envelope_softmax(

@@ -36,6 +36,22 @@ def test_sums_of_rows(on_host, dtype, shape):
     assert torch.equal(found[0], found[2])
 
 
+@pytest.mark.parametrize("rows", [(2500, 0, 700), (3000,), (0, 5000)])
+def test_long_segments_go_in_pieces(on_host, rows):
+    index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows))
+    rowptr = torch.tensor([0, *rows]).cumsum(0)
+    values = torch.randn(len(index), 2, generator=torch.Generator().manual_seed(0))
+    exact = torch.zeros(len(rows), 2, dtype=torch.float64).index_add(0, index, values.double())
+    found = []
+    for order in (FORWARDS, SHUFFLED):
+        on_host(order)
+        found.append(cuda_segment_sum(values, index, rowptr))
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0].double(), exact, rtol=0, atol=2e-5)
+    one_by_one = torch.zeros(len(rows), 2).index_add(0, index, values)
+    assert (found[0] - exact).norm() < 0.7 * (one_by_one - exact).norm()  # sums of sums
+
+
 def test_no_rows(on_host):
     on_host()
     empty = torch.zeros(0, dtype=torch.int64)
