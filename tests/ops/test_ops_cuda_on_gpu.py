@@ -14,6 +14,8 @@ from mlip.ops import (
     ConvolutionSignature,
     RotationSignature,
     backend,
+    edge_sum,
+    envelope_softmax,
     forces_and_virial,
     neighborhood,
     operator_gather,
@@ -21,6 +23,7 @@ from mlip.ops import (
     rotate_gather,
     rotate_scatter,
     sphere_products,
+    structure_sum,
     sum_messages,
 )
 from mlip.so3 import degree_major, order_sizes
@@ -136,7 +139,26 @@ def gated(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
     return function, [randn(N_EDGES, CHANNELS), *hidden]
 
 
-OPERATORS = [convolutions, high_convolutions, rotations, shared_operators, forces, products, gated]
+def edge_sums(name: str) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    target = ends(1)[0].sort().values
+
+    def function(logits: Tensor, weights: Tensor) -> Tensor:
+        shares = envelope_softmax(logits, weights.sigmoid(), target, N_ATOMS, 0.0, name)  # type: ignore[arg-type]
+        return edge_sum(shares**2, target, N_ATOMS, name)  # type: ignore[arg-type]
+
+    return function, [randn(N_EDGES, CHANNELS), randn(N_EDGES)]
+
+
+OPERATORS = [
+    convolutions,
+    high_convolutions,
+    rotations,
+    shared_operators,
+    forces,
+    products,
+    gated,
+    edge_sums,
+]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -175,3 +197,13 @@ def test_a_graph_of_launches(operator):
     torch.cuda.synchronize()
     assert not torch.equal(found, expected)
     torch.testing.assert_close(found, function(*inputs), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("n_graphs", [1, 7])
+def test_sums_over_structures_are_the_same_in_every_run(n_graphs):
+    batch = torch.arange(20_000, device=DEVICE) * n_graphs // 20_000
+    values = randn(20_000, 2)
+    found = [structure_sum(values, batch, n_graphs) for _ in range(10)]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    truth = torch.zeros(n_graphs, 2, dtype=DOUBLE).index_add(0, batch.cpu(), values.cpu())
+    torch.testing.assert_close(found[0].cpu(), truth, rtol=1e-12, atol=1e-9)
