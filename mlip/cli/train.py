@@ -17,6 +17,9 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder.")] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="With --resume: only write its best potential so far.")
+    ] = False,
 ) -> None:
     """Train a potential on labelled structures."""
     from mlip.errors import InputError
@@ -26,11 +29,13 @@ def train(
 
     if (source is None) == (resume is None):
         raise InputError("give either data (or a configuration file), or --resume FOLDER")
+    if finish and resume is None:
+        raise InputError("--finish goes with --resume FOLDER")
     keep_freed_memory()
     if resume is not None:
         if settings or out is not None:
             raise InputError("--resume continues a run with its own settings: drop --set and --out")
-        run.resume(resume)
+        run.resume(resume, finish=finish)
         return
     assert source is not None
     overrides = [*(settings or []), *([f"out={out}"] if out is not None else [])]

@@ -81,13 +81,22 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
     return _run(config, resume=False, console=console)
 
 
-def resume(folder: str | os.PathLike[str], *, console: Console | None = None) -> TrainResult:
+def resume(
+    folder: str | os.PathLike[str], *, finish: bool = False, console: Console | None = None
+) -> TrainResult:
     """Continue a run that was stopped or killed, from the last state it wrote.
 
     On the CPU the losses continue bit for bit (without `max_time_minutes`).
 
+    Args:
+        folder: of the run.
+        finish: make no more steps, write the potential of the best epoch so far and measure it.
+            The run can be continued afterwards all the same.
+        console: where the report goes, default the standard output.
+
     Raises:
-        InputError: no run in this folder, or its data files have changed.
+        InputError: no run in this folder, or no state to finish with, or its data files have
+            changed.
         CheckpointError: the state files are damaged.
     """
     require("lightning", extra="train")
@@ -95,10 +104,16 @@ def resume(folder: str | os.PathLike[str], *, console: Console | None = None) ->
     if not path.is_file():
         raise InputError(f"{folder} holds no training run ({CONFIG_FILE} is missing)")
     config = load_config(path).model_copy(update={"out": str(Path(folder).resolve())})
-    return _run(config, resume=True, console=console)
+    if finish and not state_files(Path(folder)):
+        raise InputError(
+            f"the run in {folder} has written no state yet: there is nothing to finish"
+        )
+    return _run(config, resume=True, finish=finish, console=console)
 
 
-def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> TrainResult:
+def _run(
+    config: TrainConfig, *, resume: bool, finish: bool = False, console: Console | None
+) -> TrainResult:
     rank, world_size = _process()
     console = console or Console(soft_wrap=True)
     console = console if rank == 0 else Console(quiet=True)
@@ -135,11 +150,12 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
         stored = read_newest_state(folder) if resume else None
         position, tensors = stored or (Position(), {})
         if resume:
-            console.print(f"resuming after step {position.global_step}")
+            how = "finishing with what there is" if finish else "resuming"
+            console.print(f"{how} after step {position.global_step}")
         sampler = _sampler(config, splits.train, shuffle=True)
         with contextlib.ExitStack() as stack:
             log = None
-            if rank == 0:
+            if rank == 0 and not finish:
                 log = stack.enter_context(
                     RunLog(
                         folder, position, console, tensorboard=config.tensorboard,
@@ -148,7 +164,7 @@ def _run(config: TrainConfig, *, resume: bool, console: Console | None) -> Train
                 )  # fmt: skip
             used = range(torch.cuda.device_count()) if _accelerator(config.device) == "gpu" else ()
             stack.enter_context(torch.random.fork_rng(devices=used))
-            module = _fit(config, splits, potential, sampler, position, tensors, log)
+            module = _fit(config, splits, potential, sampler, position, tensors, log, finish)
         return _finish(config, splits, module, console)
 
 
@@ -160,8 +176,9 @@ def _fit(
     position: Position,
     tensors: dict[str, Any],
     log: RunLog | None,
+    finish: bool,
 ) -> TrainingModule:
-    """Run Lightning's loop from `position` to the end of the run."""
+    """Run Lightning's loop from `position` to the end of the run, not at all to ``finish``."""
     import lightning.pytorch as pl
 
     from mlip.training.module import TrainingModule
@@ -169,7 +186,7 @@ def _fit(
     module = TrainingModule(potential, config, splits, sampler, position, log)
     module.restored = tensors
     assert config.epochs is not None
-    if progress_of(config, position, sampler.steps(position.epoch)) >= 1.0:
+    if finish or progress_of(config, position, sampler.steps(position.epoch)) >= 1.0:
         module.restore_weights()
         return module
     sampler.start(position.epoch, position.step)

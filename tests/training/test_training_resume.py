@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from mlip.errors import CheckpointError, InputError
@@ -20,7 +21,7 @@ from mlip.potential import Potential
 from mlip.training.config import build_config, write_config
 from mlip.training.report import read_metrics
 from mlip.training.run import POTENTIAL_FILE, resume, train
-from mlip.training.state import Position, read_newest_state, state_files
+from mlip.training.state import Position, below, read_newest_state, state_files
 
 QUIET = Console(quiet=True)
 BEGIN = (
@@ -83,6 +84,34 @@ def test_resume_of_a_finished_run_repeats_its_result(
     assert again.metrics == result.metrics
     with pytest.raises(InputError, match=r"already holds.*--resume"):
         train(build_config(settings()), console=QUIET)
+
+
+def test_a_run_can_be_finished_before_its_end_and_go_on(
+    settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    config = settings(out=str(tmp_path / "run"), checkpoint={"steps": 1}, epochs=4)
+    result = train(build_config(config), console=QUIET)
+    folder, whole = result.folder, Potential.load(result.path)
+    older, newest = state_files(folder)
+    newest.unlink()
+    result.path.unlink()
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    early = resume(folder, finish=True, console=QUIET)
+    position, tensors = read_newest_state(folder)
+    assert position.best_epoch >= 1
+    potential = Potential.load(early.path)
+    assert potential.metadata["best_epoch"] == position.best_epoch
+    name, weight = next(iter(below("best", tensors).items()))
+    assert torch.equal(potential.state_dict()[name], weight.to(potential.state_dict()[name].dtype))
+    assert early.metrics["valid_loss"] == pytest.approx(position.best_loss, rel=1e-3)
+    left = {path.name: path.read_bytes() for path in folder.iterdir() if path != early.path}
+    assert left == files
+    assert Potential.load(resume(folder, console=QUIET).path).model_hash() == whole.model_hash()
+    older.unlink()
+    for path in state_files(folder):
+        path.unlink()
+    with pytest.raises(InputError, match="no state yet"):
+        resume(folder, finish=True, console=QUIET)
 
 
 def test_resume_needs_a_run_with_the_same_data(
