@@ -275,10 +275,12 @@ def test_train_keeps_the_memory_it_frees(monkeypatch, structures):
 def test_train_finishes_runs_alone(monkeypatch, structures, tmp_path):
     calls = []
     monkeypatch.setattr("mlip.training.memory.keep_freed_memory", lambda: None)
-    monkeypatch.setattr("mlip.training.run.resume", lambda *args, **options: calls.append(options))
+    monkeypatch.setattr(
+        "mlip.training.run.resume", lambda folder, **options: calls.append((folder, options))
+    )
     run("train", "--resume", tmp_path)
     run("train", "--resume", tmp_path, "--finish")
-    assert calls == [{"finish": False}, {"finish": True}]
+    assert calls == [(tmp_path, {"finish": False}), (tmp_path, {"finish": True})]
     refused = shell("train", structures, "--finish")
     assert refused.returncode == 2
     assert "--resume" in refused.stderr
