@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlip.nn.radial import polynomial_envelope
-from mlip.ops import default_backend, edge_sum
+from mlip.ops import default_backend, segment_sum
 from mlip.ops.backend import CHECK_EDGES, compare, tracing, use_kernel
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class ZBLRepulsion(nn.Module):
         screening = torch.stack([c * torch.exp(-d * scaled) for c, d in SCREENING]).sum(0)
         pair = COULOMB * z_i * z_j / distance * screening
         pair = pair * polynomial_envelope(distance / reach[near], ENVELOPE_ORDER)
-        return edge_sum(0.5 * pair, edge_index[1][near], numbers.shape[0])
+        return segment_sum(0.5 * pair, edge_index[1][near], numbers.shape[0])
 
     def _kernel(self, numbers: Tensor, edge_vector: Tensor, edge_index: Tensor) -> Tensor:
         from mlip.ops.cpu.screened_pairs import ScreenedPairs
