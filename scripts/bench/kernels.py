@@ -6,10 +6,10 @@
 float32, natural parity. Implementations take turns; median and range of the repeats, in time of the
 processor with one thread and by the clock with more. "both" is forward and the
 gradients with respect to features, harmonics and weights (or radial functions and kernel). Ratios
-are how many times slower a row is than the kernel that does the same work. The process keeps freed
-memory, as ``mlip train`` does, for all of them: else the time of the system for fresh pages, which
-differs from machine to machine and call to call, hides the kernels' own. Last: the forward pass in
-GFLOP/s beside the measured peak of multiply-adds of a core.
+are how many times slower a row is than the kernel that does the same work. With --keep-memory the
+process keeps freed memory, as ``mlip train`` does, for all implementations: what remains is their
+own time, without that of the system for fresh pages. Last: the forward pass in GFLOP/s beside the
+measured peak of multiply-adds of a core.
 """
 
 from __future__ import annotations
@@ -187,8 +187,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-e3nn", action="store_true", help="it takes minutes at L = 3")
+    parser.add_argument("--keep-memory", action="store_true", help="ask the system for less")
     args = parser.parse_args()
-    keep_freed_memory()
+    if args.keep_memory and not keep_freed_memory():
+        parser.error("--keep-memory: this C library, or a setting of the environment, forbids it")
     torch.set_num_threads(args.threads)
     peak = peak_gflops()
     for lmax in args.lmax:
