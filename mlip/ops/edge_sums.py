@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlip.ops.backend import CHECK_EDGES, Backend, compare, default_backend, use_kernel
+from mlip.ops.backend import CHECK_EDGES, Backend, compare, default_backend, tracing, use_kernel
 from mlip.ops.neighborhood import row_pointers
 from mlip.ops.segment import segment_sum
 
@@ -17,7 +17,8 @@ def edge_sum(
 
     Args:
         values: [E, ...].
-        target: [E] atom of each edge, ascending, int64.
+        target: [E] atom of each edge, int64; ascending, or plain PyTorch adds on the CPU, and sums
+            are wrong on CUDA, where nobody looks.
         n_atoms: N.
         backend: as for ``sum_messages``; None for that of the environment.
 
@@ -34,7 +35,8 @@ def edge_sum(
         )
 
     backend = backend or default_backend()
-    use = len(values) and use_kernel(backend, "sums over the edges of atoms", [values], check)
+    possible = len(values) and _ascending(target)
+    use = possible and use_kernel(backend, "sums over the edges of atoms", [values], check)
     return (_kernel_sum if use else segment_sum)(values, target, n_atoms)
 
 
@@ -72,7 +74,7 @@ def envelope_softmax(
     Args:
         logits: z, [E, H].
         envelope: [E], 0 at the cutoff.
-        target: [E] atom of each edge, ascending, int64.
+        target: [E] atom of each edge, as for ``edge_sum``.
         n_atoms: N.
         epsilon: keeps atoms finite whose envelopes all vanish.
         backend: as for ``sum_messages``; None for that of the environment.
@@ -90,9 +92,14 @@ def envelope_softmax(
         )
 
     backend = backend or default_backend()
-    tensors = [logits, envelope]
-    use = len(logits) and use_kernel(backend, "softmax over the edges of atoms", tensors, check)
+    name, tensors = "softmax over the edges of atoms", [logits, envelope]
+    use = len(logits) and _ascending(target) and use_kernel(backend, name, tensors, check)
     return (_kernel_softmax if use else _softmax)(logits, envelope, target, n_atoms, epsilon)
+
+
+def _ascending(target: Tensor) -> bool:
+    """Whether a kernel may run; to look would wait for a device, or break a trace."""
+    return target.device.type == "cuda" or tracing() or bool((target[1:] >= target[:-1]).all())
 
 
 def _random(like: Tensor) -> Tensor:

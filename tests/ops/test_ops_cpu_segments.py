@@ -111,9 +111,23 @@ def test_equal_edges_are_no_reason_to_refuse_a_kernel():
 
 
 def test_where_there_are_no_edges_nothing_is_decided(monkeypatch):
-    monkeypatch.setattr("mlip.ops.backend._refused", {})
+    for kept in ("_refused", "_uncovered"):
+        monkeypatch.setattr(f"mlip.ops.backend.{kept}", {})
     none = torch.zeros(0, dtype=torch.int64)
     assert torch.equal(edge_sum(torch.zeros(0, 3), none, 2, "auto"), torch.zeros(2, 3))
     found = envelope_softmax(torch.zeros(0, 3), torch.zeros(0), none, 2, 1e-16, "auto")
     assert found.shape == (0, 3)
     assert not decisions()
+
+
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+def test_edges_in_any_order_are_summed_right(backend):
+    index, _ = graph([3, 0, 4])
+    logits, weights = randn(7, 2), randn(7).abs()
+    order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
+    sums = edge_sum(logits, index, 3, backend)
+    shares = envelope_softmax(logits, weights, index, 3, 1e-3, backend)
+    mixed = logits[order], weights[order], index[order]
+    torch.testing.assert_close(edge_sum(mixed[0], mixed[2], 3, backend), sums)
+    found = envelope_softmax(*mixed, 3, 1e-3, backend)
+    torch.testing.assert_close(found, shares[order])
