@@ -19,7 +19,7 @@ def step():
     blocks = [torch.ones(4_000_000 + 1000 * i) for i in range(10)]  # 16 MB each
     large = torch.ones(20_000_000)
 
-for _ in range(4):  # blocks find their places
+for _ in range(12):  # blocks find their places
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -43,8 +43,8 @@ def pages_of_five_steps(what, **environment):
 def test_later_steps_ask_for_little_memory():
     kept, pages = pages_of_five_steps("keep")
     assert kept == "True"
-    assert pages < 10_000  # of 4 kB; 5 steps touch 290,000
-    assert pages_of_five_steps("give back")[1] > 50_000
+    assert pages < 50_000  # of 4 kB; a large block may find a new place once or twice
+    assert pages_of_five_steps("give back")[1] > 80_000
 
 
 @glibc
