@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -118,20 +120,24 @@ def _softmax(
     return weights / (segment_sum(weights, target, n_atoms)[target] + epsilon)
 
 
-def _kernel_sum(values: Tensor, target: Tensor, n_atoms: int) -> Tensor:
-    from mlip.ops.cpu.segments import csr_segment_sum
+def _kernels(tensor: Tensor) -> ModuleType:
+    """Import the operators, with their kernels for the device of a tensor."""
+    from mlip.ops.cpu import segments
 
-    if values.device.type == "cuda":
-        from mlip.ops.cuda import segments as _kernels  # noqa: F401  registers them
-    return csr_segment_sum(values, target, row_pointers(target, n_atoms))
+    if tensor.device.type == "cuda":
+        from mlip.ops.cuda import segments as _launches  # noqa: F401  registers them
+    return segments
+
+
+def _kernel_sum(values: Tensor, target: Tensor, n_atoms: int) -> Tensor:
+    sums: Tensor = _kernels(values).csr_segment_sum(values, target, row_pointers(target, n_atoms))
+    return sums
 
 
 def _kernel_softmax(
     logits: Tensor, envelope: Tensor, target: Tensor, n_atoms: int, epsilon: float
 ) -> Tensor:
-    from mlip.ops.cpu.segments import csr_segment_softmax
-
-    if logits.device.type == "cuda":
-        from mlip.ops.cuda import segments as _kernels  # noqa: F401  registers them
     rowptr = row_pointers(target, n_atoms)
-    return csr_segment_softmax(logits, envelope, target, rowptr, epsilon)
+    softmax = _kernels(logits).csr_segment_softmax
+    shares: Tensor = softmax(logits, envelope, target, rowptr, epsilon)
+    return shares
