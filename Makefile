@@ -1,5 +1,5 @@
 # Everything a developer types. Each target works on a fresh machine: it makes .venv if it is missing.
-#   make setup | demo | test | lint | bench | sanitize | clean
+#   make setup | demo | test | lint | bench | sanitize | gpu | clean
 # PYTHON=python3.12 picks the interpreter, PIP_FLAGS adds to pip's command line (for instance
 # PIP_FLAGS='--extra-index-url URL' for another build of torch), TESTS=tests/graph narrows the tests.
 
@@ -17,7 +17,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test lint bench sanitize clean
+.PHONY: setup demo test lint bench sanitize gpu clean
 
 setup: $(STAMP)
 
@@ -46,5 +46,9 @@ bench: setup
 sanitize: setup
 	$(ONE_THREAD) $(BIN)/python -m tests.ops.sanitize
 
+# What only a GPU shows: tests, times, compute-sanitizer; a file for each step in gpu-output.
+gpu: setup
+	$(BIN)/python scripts/check_gpu.py
+
 clean:
-	rm -rf $(VENV) build dist mlip.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO_OUT)
+	rm -rf $(VENV) build dist mlip.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO_OUT) gpu-output

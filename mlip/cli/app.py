@@ -111,7 +111,3 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(_Notices())
     app()
-
-
-if __name__ == "__main__":
-    main()

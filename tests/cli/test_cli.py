@@ -34,7 +34,7 @@ def run(*args, code=0):
 
 def shell(*args):
     return subprocess.run(
-        [sys.executable, "-m", "mlip.cli.app", *map(str, args)],
+        [sys.executable, "-m", "mlip", *map(str, args)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_md_survives_a_kill(model, structures, tmp_path):
               "--steps", 400, "--interval", 7, "--log-interval", 3,
               "--checkpoint-interval", 20]  # fmt: skip
     run(*common, "--out", whole)
-    command = [sys.executable, "-m", "mlip.cli.app", *map(str, common), "--out", str(parts)]
+    command = [sys.executable, "-m", "mlip", *map(str, common), "--out", str(parts)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = parts.with_name("parts.csv")
     deadline = time.monotonic() + 120
