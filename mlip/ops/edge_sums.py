@@ -27,19 +27,7 @@ def edge_sum(
     Returns:
         [N, ...] in the dtype of ``values``.
     """
-
-    def check() -> tuple[float, float]:
-        index = target[:CHECK_EDGES]
-        return compare(
-            lambda x: (segment_sum(x, index, n_atoms),),
-            lambda x: (_kernel_sum(x, index, n_atoms),),
-            [_random(values)],
-        )
-
-    backend = backend or default_backend()
-    possible = len(values) and _ascending(target)
-    use = possible and use_kernel(backend, "sums over the edges of atoms", [values], check)
-    return (_kernel_sum if use else segment_sum)(values, target, n_atoms)
+    return _sorted_sum("sums over the edges of atoms", values, target, n_atoms, backend)
 
 
 def structure_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
@@ -55,8 +43,9 @@ def structure_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
     Returns:
         [B, ...] in the dtype of ``values``.
     """
-    on_cuda = values.device.type == "cuda"
-    return (edge_sum if on_cuda else segment_sum)(values, batch, n_graphs)
+    if values.device.type == "cuda":
+        return _sorted_sum("sums over the atoms of structures", values, batch, n_graphs)
+    return segment_sum(values, batch, n_graphs)
 
 
 def envelope_softmax(
@@ -97,6 +86,24 @@ def envelope_softmax(
     name, tensors = "softmax over the edges of atoms", [logits, envelope]
     use = len(logits) and _ascending(target) and use_kernel(backend, name, tensors, check)
     return (_kernel_softmax if use else _softmax)(logits, envelope, target, n_atoms, epsilon)
+
+
+def _sorted_sum(
+    name: str, values: Tensor, target: Tensor, n: int, backend: Backend | None = None
+) -> Tensor:
+    """Sum rows with equal targets; ``name`` stands in what ``mlip info --backends`` prints."""
+
+    def check() -> tuple[float, float]:
+        index = target[:CHECK_EDGES]
+        return compare(
+            lambda x: (segment_sum(x, index, n),),
+            lambda x: (_kernel_sum(x, index, n),),
+            [_random(values)],
+        )
+
+    possible = len(values) and _ascending(target)
+    use = possible and use_kernel(backend or default_backend(), name, [values], check)
+    return (_kernel_sum if use else segment_sum)(values, target, n)
 
 
 def _ascending(target: Tensor) -> bool:
