@@ -98,7 +98,10 @@ class EquivariantGraphAttention(nn.Module):
             return self.projection(grouped_attention(self, x, edges))
         matrix, ends = edges.frames.matrix, torch.stack([edges.source, edges.target])
         pair = rotate_gather(self.rotation, x, matrix, self.radial_weights(edges), ends)
-        message, weights = self.activate(self.linear_1(pair), edges, x.shape[0])
+        hidden = self.linear_1(pair)
+        alpha, scalars = self.invariants(hidden[0])
+        message = self.messages(hidden, scalars, edges.frames.degrees)
+        weights = self.weights(alpha, edges, x.shape[0])
         values = self.rows(self.linear_2(message))
         summed = rotate_scatter(self.rotation, values, matrix, weights, ends[1:], x.shape[0])
         return self.projection(summed * edges.frames.rescale[:, None])
@@ -108,42 +111,44 @@ class EquivariantGraphAttention(nn.Module):
         radial = self.radial(edges.basis, edges.source_element, edges.target_element)
         return radial.view(-1, self.shape.sphere.lmax + 1, 2 * self.shape.channels)
 
-    def activate(
-        self,
-        hidden: Sequence[Tensor],
-        edges: AttentionEdges,
-        n_atoms: int,
-        *,
-        inference: bool = False,
-    ) -> tuple[list[Tensor], Tensor]:
-        """Activate the outputs of the first linear map, and compute attention.
+    def invariants(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Take those of the logits and of the activation from the first output for m = 0."""
+        return first[:, : self.n_alpha], first[:, self.n_alpha : self.linear_1.extra]
+
+    def messages(
+        self, hidden: Sequence[Tensor], scalars: Tensor, degrees: Tensor, *, inference: bool = False
+    ) -> list[Tensor]:
+        """Activate the outputs of the first linear map.
 
         Args:
             hidden: for the orders 0, +1, −1, … [E, degrees·width], the first behind invariants.
-            edges: of these rows.
-            n_atoms: targets.
+            scalars: the invariants of the activation.
+            degrees: of the coefficients in the frames.
             inference: allow compiled code that has first derivatives only.
 
         Returns:
-            Messages [E, degrees, hidden] of each order, and weights [E, 1, heads·V] of the values.
+            Of each order [E, degrees, hidden].
         """
-        shape = self.shape
-        scalars = hidden[0][:, self.n_alpha : self.linear_1.extra]
-        if self.gated:
-            message = gate_by_degree(self._joined(hidden), scalars, edges.frames.degrees)
-            messages = message.split(self.rotation.sizes, dim=1)
-        elif inference:
+        if inference and not self.gated:
             scalars, gate = swiglu_scalars(scalars)
-            messages = gated_product(shape.sphere, hidden, self.linear_1.extra, gate)
-            messages = (add_to_scalars(messages[0], scalars), *messages[1:])
+            first, *rest = gated_product(self.shape.sphere, hidden, self.linear_1.extra, gate)
+            return [add_to_scalars(first, scalars), *rest]
+        joined = self._joined(hidden)
+        if self.gated:
+            message = gate_by_degree(joined, scalars, degrees)
         else:
-            message = swiglu_s2(shape.sphere, self._joined(hidden), scalars)
-            messages = message.split(self.rotation.sizes, dim=1)
-        logits = self._logits(hidden[0][:, : self.n_alpha])
+            message = swiglu_s2(self.shape.sphere, joined, scalars)
+        return list(message.split(self.rotation.sizes, dim=1))
+
+    def weights(self, alpha: Tensor, edges: AttentionEdges, n_atoms: int) -> Tensor:
+        """Compute the attention of values [E, 1, heads·V] from invariants [E, H·A]."""
+        shape = self.shape
+        heads = alpha.reshape(-1, shape.heads, shape.alpha_channels)
+        logits = (smooth_leaky_relu(self.alpha_norm(heads)) * self.alpha_dot).sum(2)
         weights = envelope_softmax(logits, edges.envelope, edges.target, n_atoms, shape.epsilon)
         weights = weights * edges.envelope[:, None]
         weights = nn.functional.dropout(weights, shape.dropout, self.training)
-        return list(messages), weights.repeat_interleave(shape.value_channels, dim=1)[:, None]
+        return weights.repeat_interleave(shape.value_channels, dim=1)[:, None]
 
     def rows(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Separate degrees and channels of the second linear map: [E, degrees, heads·V]."""
@@ -154,15 +159,13 @@ class EquivariantGraphAttention(nn.Module):
         parts = [hidden[0][:, self.linear_1.extra :], *hidden[1:]]
         return torch.cat(parts, dim=1).unflatten(1, (-1, self.linear_1.channels_out))
 
-    def _logits(self, alpha: Tensor) -> Tensor:
-        """Normalise, activate and contract invariants [E, H·A] to logits [E, H]."""
-        heads = alpha.reshape(-1, self.shape.heads, self.shape.alpha_channels)
-        return (smooth_leaky_relu(self.alpha_norm(heads)) * self.alpha_dot).sum(2)
-
 
 def smooth_leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
-    """Evaluate (1+a)/2 · x + (1−a)/2 · x · (2σ(x) − 1), a smooth leaky ReLU of slope a."""
-    return (1 + slope) / 2 * x + (1 - slope) / 2 * x * (2 * torch.sigmoid(x) - 1)
+    """Evaluate (1+a)/2 · x + (1−a)/2 · x · (2σ(x) − 1), a smooth leaky ReLU of slope a.
+
+    It is a·x + (1−a)·silu(x).
+    """
+    return torch.lerp(nn.functional.silu(x), x, slope)
 
 
 class EdgeDegreeEmbedding(nn.Module):

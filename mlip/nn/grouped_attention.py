@@ -46,7 +46,9 @@ class _GroupedAttention(torch.autograd.Function):
             matrix = part.frames.matrix
             pair = rotate_gather(layer.rotation, x, matrix, layer.radial_weights(part), ends)
             hidden = layer.linear_1.infer(pair, constants[0])
-            message, weights = layer.activate(hidden, part, group.n_atoms, inference=True)
+            alpha, scalars = layer.invariants(hidden[0])
+            message = layer.messages(hidden, scalars, part.frames.degrees, inference=True)
+            weights = layer.weights(alpha, part, group.n_atoms)
             values = layer.rows(layer.linear_2.infer(message, constants[1]))
             add_to_ends(layer.rotation, out, values, matrix, weights, ends[1:])
             if keep:
@@ -98,13 +100,13 @@ def _late(
     slopes: Slopes,
 ) -> tuple[Tensor, ...]:
     """Go back from the sums over edges to the kept tensors, whose gradients are returned."""
-    *hidden, envelope = leaves = [
-        tensor.detach().requires_grad_() for tensor in (*hidden, part.envelope)
+    alpha, scalars, envelope, *hidden = leaves = [
+        tensor.detach().requires_grad_()
+        for tensor in (*layer.invariants(hidden[0]), part.envelope, *hidden)
     ]
     with torch.enable_grad():
-        message, weights = layer.activate(
-            hidden, part._replace(envelope=envelope), n_atoms, inference=True
-        )
+        message = layer.messages(hidden, scalars, part.frames.degrees, inference=True)
+        weights = layer.weights(alpha, part._replace(envelope=envelope), n_atoms)
     matrix, constant = part.frames.matrix, weights.detach()
     detached = [tensor.detach() for tensor in message]
     values = layer.rows(layer.linear_2.infer(detached, constants))
@@ -114,10 +116,12 @@ def _late(
     )
     of_values = rotate_gather(layer.rotation, gradient, matrix, constant, target)
     of_message = layer.linear_2.pull_back([tensor.flatten(1) for tensor in of_values], constants)
-    *of_hidden, of_envelope = torch.autograd.grad(
+    of_alpha, of_scalars, of_envelope, *of_hidden = torch.autograd.grad(
         [*message, weights], leaves, [*of_message, of_weights]
     )
     slopes.envelope.copy_(of_envelope)
+    for slope, own in zip(layer.invariants(of_hidden[0]), (of_alpha, of_scalars), strict=True):
+        slope += own
     return tuple(of_hidden)
 
 
