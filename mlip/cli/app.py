@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from mlip import __version__
 from mlip.errors import MlipError
+from mlip.memory import keep_freed_memory
 
 NOTICE_SECONDS = 1.0
 COMMANDS = {
@@ -107,6 +108,7 @@ class _Notices(logging.Handler):
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     logger = logging.getLogger("mlip")
     logger.setLevel(logging.INFO)
     logger.addHandler(_Notices())

@@ -25,13 +25,11 @@ def train(
     from mlip.errors import InputError
     from mlip.training import run
     from mlip.training.config import build_config, load_config
-    from mlip.training.memory import keep_freed_memory
 
     if (source is None) == (resume is None):
         raise InputError("give either data (or a configuration file), or --resume FOLDER")
     if finish and resume is None:
         raise InputError("--finish goes with --resume FOLDER")
-    keep_freed_memory()
     if resume is not None:
         if settings or out is not None:
             raise InputError("--resume continues a run with its own settings: drop --set and --out")

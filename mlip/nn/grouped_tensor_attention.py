@@ -49,7 +49,7 @@ class _GroupedAttention(torch.autograd.Function):
             message = operator_gather(x, first, weights, ends[:, group.edges])
             target = edges.target[group.edges] - group.first_atom
             out[group.atoms] = layer.sum_values(
-                message, second, weights, envelope, target, group.n_atoms
+                message, second, weights, envelope, target, group.n_atoms, inference=True
             )
         ctx.layer, ctx.groups = layer, groups
         ctx.save_for_backward(ends, x, *inputs)
@@ -91,7 +91,7 @@ def _pull_back(
     message = operator_gather(x, first, weights, ends)
     late = _leaf(message), _leaf(second), _leaf(weights), _leaf(envelope)
     with torch.enable_grad():
-        values = layer.sum_values(*late, target, group.n_atoms)
+        values = layer.sum_values(*late, target, group.n_atoms, inference=True)
     of_message, of_second, of_weights, of_envelope = torch.autograd.grad(
         values, late, gradient[group.atoms]
     )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mlip.nn.attention_edges import Group
+from mlip.nn.gated_values import gated_values
 from mlip.nn.graph_attention import smooth_leaky_relu
 from mlip.nn.grouped_tensor_attention import grouped_tensor_attention
 from mlip.nn.so3_layers import split_by_degree
@@ -272,15 +273,24 @@ class TensorAttention(nn.Module):
         envelope: Tensor,
         target: Tensor,
         n_atoms: int,
+        *,
+        inference: bool = False,
     ) -> Tensor:
-        """Gate messages [E, K, C], multiply again and sum by attention: [N, K, C]."""
-        scalars, rest = first_and_rest(message)
-        logits = self.alpha.scalars(scalars.squeeze(1)).unflatten(1, (self.heads, -1))
+        """Gate messages [E, K, C], multiply again and sum by attention: [N, K, C].
+
+        ``inference``: derivatives by weights, and second ones, are not needed.
+        """
+        if inference:
+            assert self.value.bias is not None
+            scalars, value = gated_values(message, self.value.weight, self.value.bias)
+        else:
+            first, rest = first_and_rest(message)
+            scalars, value = first.squeeze(1), self.value.gated(first, rest)
+        logits = self.alpha.scalars(scalars).unflatten(1, (self.heads, -1))
         logits = (smooth_leaky_relu(logits) * self.alpha_dot).sum(2)
         attention = envelope_softmax(logits, envelope, target, n_atoms, self.epsilon)
         attention = nn.functional.dropout(attention, self.dropout, self.training)
         share = attention.repeat_interleave(self.alpha_dot.shape[1], dim=1)  # [E, C]
-        value = self.value.gated(scalars, rest)
         return operator_scatter(value, operator, weights * share, target[None], n_atoms)
 
 

@@ -24,10 +24,10 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from mlip.memory import keep_freed_memory
 from mlip.ops import ConvolutionSignature, Neighborhood, convolution, neighborhood, sum_messages
 from mlip.ops.cpu.coupling import forward_cost
 from mlip.ops.cpu.simd import lanes, straight_line
-from mlip.training.memory import keep_freed_memory
 
 N_NEIGHBORS, CHANNELS, N_RADIAL = 40, 64, 8
 SUMS = 12  # independent multiply-adds in flight when the peak is measured

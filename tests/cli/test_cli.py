@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 import mlip
-from mlip.cli.app import COMMANDS, app
+from mlip.cli.app import COMMANDS, app, main
 from mlip.simulation.calculator import Calculator
 from mlip.simulation.md import run_md
 from mlip.simulation.relax import relax
@@ -264,17 +265,19 @@ def test_simulations_need_no_extras():
     assert done.stdout.strip() == "[]"
 
 
-def test_train_keeps_the_memory_it_frees(monkeypatch, structures):
+def test_the_program_keeps_the_memory_it_frees(monkeypatch):
     calls = []
-    monkeypatch.setattr("mlip.training.memory.keep_freed_memory", lambda: calls.append("keep"))
-    monkeypatch.setattr("mlip.training.run.train", lambda config: calls.append(config.data.train))
-    run("train", structures)
-    assert calls == ["keep", (str(structures),)]
+    monkeypatch.setattr("mlip.cli.app.keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr("mlip.cli.app.app", lambda: calls.append("run"))
+    logger = logging.getLogger("mlip")  # its handler and level are put back
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    main()
+    assert calls == ["keep", "run"]
 
 
 def test_train_finishes_runs_alone(monkeypatch, structures, tmp_path):
     calls = []
-    monkeypatch.setattr("mlip.training.memory.keep_freed_memory", lambda: None)
     monkeypatch.setattr(
         "mlip.training.run.resume", lambda folder, **options: calls.append((folder, options))
     )

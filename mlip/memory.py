@@ -1,4 +1,4 @@
-"""Memory that a training process keeps between steps."""
+"""Memory that a process keeps between steps of training or simulation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
     A step of training takes hundreds of megabytes and frees them at its end. The C library gives
     blocks of that size back to the system, which hands them out anew in pages of 4 kB filled with
     zeros: up to a third of a step. It acts on the whole process, so it is for programs, such as
-    ``mlip train``, and not for libraries to call. Peak memory stays what it was but for fragments.
+    ``mlip``, and not for libraries to call. Peak memory stays what it was but for fragments.
 
     Returns:
         Whether anything was changed: not without glibc, nor where the environment settles it.

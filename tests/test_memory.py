@@ -11,7 +11,7 @@ import pytest
 
 STEPS = """
 import resource, sys, torch
-from mlip.training.memory import keep_freed_memory
+from mlip.memory import keep_freed_memory
 
 kept = keep_freed_memory() if sys.argv[1] == "keep" else None
 
@@ -53,7 +53,7 @@ def test_the_environment_is_left_in_charge():
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch):
-    from mlip.training.memory import keep_freed_memory
+    from mlip.memory import keep_freed_memory
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert keep_freed_memory() is False

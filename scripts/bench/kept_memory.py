@@ -1,10 +1,11 @@
-"""Time training steps whose process keeps freed memory, as ``mlip train`` does, or gives it back.
+"""Time processes that keep freed memory, as the ``mlip`` command does, beside ones that do not.
 
-    OMP_NUM_THREADS=1 python scripts/bench/training_memory.py [MODEL ...] [--pairs 3] [--steps 4]
+    OMP_NUM_THREADS=1 python scripts/bench/kept_memory.py [MODEL ...] [--atoms 108] [--pairs 3]
 
-MODEL as in backends.py. A step learns from eight structures of 32 atoms. Both ways take turns, each
-in a process of its own with two untimed steps before those that count. Processor time of a step,
-median and range over processes; pages of 4 kB asked for in a step; peak memory.
+MODEL as in backends.py. A step of training learns from eight structures of 32 atoms; with --atoms
+it is a call of the calculator. Both ways take turns, each in a process of its own with two untimed
+steps before those that count. Processor time of a step, median and range over processes; pages of
+4 kB asked for in a step; peak memory.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from spread import spread
 WAYS = ("gives back", "keeps")
 
 
-def worker(name: str, way: str, steps: int) -> dict[str, float]:
-    """Train in this process."""
+def worker(name: str, way: str, steps: int, atoms: int | None) -> dict[str, float]:
+    """Train or simulate in this process."""
     import torch
-    from backends import trained
+    from backends import simulated, trained
 
-    from mlip.training.memory import keep_freed_memory
+    from mlip.memory import keep_freed_memory
 
     if way == "keeps" and not keep_freed_memory():
         raise SystemExit("this C library, or a setting of the environment, leaves no choice")
     torch.set_num_threads(1)
-    step = trained(name)
+    step = simulated(name, atoms) if atoms else trained(name)
     step()
     step()
     pages, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
@@ -52,12 +53,13 @@ def main() -> None:
     )
     names = ["mlearn-facet", "facet-64", "tdn-64", "equiformer_v3-64"]
     parser.add_argument("models", nargs="*", default=names)
+    parser.add_argument("--atoms", type=int, help="simulate so many, do not train")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        print(json.dumps(worker(args.models[0], args.worker, args.steps)))
+        print(json.dumps(worker(args.models[0], args.worker, args.steps, args.atoms)))
         return
     print("| model | memory | step (ms) | times faster | pages a step | peak (MiB) |")
     print("|---|---|--:|--:|--:|--:|")
@@ -67,6 +69,7 @@ def main() -> None:
             for way in WAYS:
                 command = [sys.executable, __file__, name, "--worker", way]
                 command += ["--steps", str(args.steps)]
+                command += ["--atoms", str(args.atoms)] if args.atoms else []
                 output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found[way].append(json.loads(output.splitlines()[-1]))
         ratios = [a["ms"] / b["ms"] for a, b in zip(*found.values(), strict=True)]
