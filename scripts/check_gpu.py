@@ -48,11 +48,12 @@ def run(name: str, command: Sequence[str], folder: Path, seconds: float) -> tupl
     """
     if shutil.which(command[0]) is None:
         return f"not run: {command[0]} is not installed", 0.0
+    paths = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     start = time.monotonic()
     with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+            env={**os.environ, "PYTHONPATH": paths},
         )  # fmt: skip
         try:
             code = process.wait(max(seconds, 0.0))

@@ -50,9 +50,9 @@ from mlip.training.config import build_config
 from mlip.training.run import train
 
 # Strained crystals and surfaces are few and small; without a weight elastic constants and surface
-# energies come out wrong. Molecular dynamics of Mo at other densities: mlearn has one density. Ni
-# is farthest from the published potentials; of Li there are few strained crystals, and C11 − C12 is
-# small.
+# energies come out wrong. Molecular dynamics of Mo at other densities: mlearn has one density. Li,
+# Cu and Ni have small forces, which count for little; of Li there are few strained crystals, and
+# C11 − C12 is small.
 APPEARANCES = {"bulk": 1.0, "strained": 3.0, "surfaces": 3.0}
 OF_ELEMENT = {
     "Ni_bulk": 2.5, "Ni_strained": 5.0, "Cu_bulk": 1.5, "Li_bulk": 1.5, "Li_strained": 30.0,

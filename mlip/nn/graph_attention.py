@@ -112,7 +112,7 @@ class EquivariantGraphAttention(nn.Module):
         return radial.view(-1, self.shape.sphere.lmax + 1, 2 * self.shape.channels)
 
     def invariants(self, first: Tensor) -> tuple[Tensor, Tensor]:
-        """Take those of the logits and of the activation from the first output for m = 0."""
+        """Cut the output for m = 0 [E, …]: of the logits [E, H·A], of the activation [E, S]."""
         return first[:, : self.n_alpha], first[:, self.n_alpha : self.linear_1.extra]
 
     def messages(
@@ -122,8 +122,8 @@ class EquivariantGraphAttention(nn.Module):
 
         Args:
             hidden: for the orders 0, +1, −1, … [E, degrees·width], the first behind invariants.
-            scalars: the invariants of the activation.
-            degrees: of the coefficients in the frames.
+            scalars: [E, S] invariants of the activation: S = L·hidden with gates, else 3·hidden.
+            degrees: [n] degree of each coefficient in the frames.
             inference: allow compiled code that has first derivatives only.
 
         Returns:
@@ -141,7 +141,10 @@ class EquivariantGraphAttention(nn.Module):
         return list(message.split(self.rotation.sizes, dim=1))
 
     def weights(self, alpha: Tensor, edges: AttentionEdges, n_atoms: int) -> Tensor:
-        """Compute the attention of values [E, 1, heads·V] from invariants [E, H·A]."""
+        """Compute the attention of values [E, 1, H·V] from invariants ``alpha`` [E, H·A].
+
+        Targets of ``edges`` count up to ``n_atoms``.
+        """
         shape = self.shape
         heads = alpha.reshape(-1, shape.heads, shape.alpha_channels)
         logits = (smooth_leaky_relu(self.alpha_norm(heads)) * self.alpha_dot).sum(2)
@@ -163,7 +166,7 @@ class EquivariantGraphAttention(nn.Module):
 def smooth_leaky_relu(x: Tensor, slope: float = 0.2) -> Tensor:
     """Evaluate (1+a)/2 · x + (1−a)/2 · x · (2σ(x) − 1), a smooth leaky ReLU of slope a.
 
-    It is a·x + (1−a)·silu(x).
+    It is a·x + (1−a)·silu(x). In the attention of arXiv 2604.09130 and arXiv 2507.01131; any shape.
     """
     return torch.lerp(nn.functional.silu(x), x, slope)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,17 +9,13 @@ from mlip.errors import InputError
 from mlip.models import create_model
 from mlip.potential import Potential
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "average_potentials.py"
 SETTINGS = {"elements": [13, 29], "cutoff": 4.0, "hidden": [[4, 3]], "message": [4, 4]}
 UNITS = {"reference_energies": {13: -3.5, 29: -4.0}, "scale": {13: 0.7, 29: 1.3}}
 
 
 @pytest.fixture(scope="module")
-def average():
-    spec = importlib.util.spec_from_file_location("average_potentials", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.average
+def average(load_script):
+    return load_script("average_potentials").average
 
 
 def potential(seed: int, **changes) -> Potential:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
@@ -16,11 +15,8 @@ CHILD = "import os, time\nprint(os.fork(), flush=True)\ntime.sleep(60)"
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("check_gpu", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("check_gpu")
 
 
 def python(text: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,13 +11,10 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(monkeypatch, load_script):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.delitem(sys.modules, "mlearn_data", raising=False)
-    spec = importlib.util.spec_from_file_location("train_mlearn", SCRIPTS / "train_mlearn.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script("train_mlearn")
     sys.modules.pop("mlearn_data", None)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from ase.build import bulk
@@ -14,7 +11,6 @@ from mlip.graph import atoms_to_graph
 from mlip.models import create_model
 from mlip.potential import Potential
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "widen_potential.py"
 NARROW = {
     "elements": [13, 29],
     "cutoff": 4.0,
@@ -29,11 +25,8 @@ WIDE = {"hidden": [[7, 4, 2], [5, 4]], "message": [8, 7, 4], "embedding": 6, "ou
 
 
 @pytest.fixture(scope="module")
-def widen():
-    spec = importlib.util.spec_from_file_location("widen_potential", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.widen
+def widen(load_script):
+    return load_script("widen_potential").widen
 
 
 @pytest.fixture
