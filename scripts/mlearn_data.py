@@ -46,6 +46,7 @@ ELEMENTS = ("Li", "Si", "Cu", "Ni", "Ge", "Mo")
 LARGEST_STRAIN = 0.03  # of a pair of frames; the error of the mean stress is of third order in it
 SAME_SITES = 0.02  # fractional; frames whose sites differ more are not strained copies
 SMALLEST_TRACE = 0.005  # of a pair that tells about the pressure
+CLOSE = 0.022  # strain of a pair along which energies of this set should be smooth
 NEGLIGIBLE_EV = 0.02
 RIGHT_ANGLE = 0.01  # degrees; a cell with angles farther from 90 is sheared
 EQUAL_SITES = (
@@ -77,7 +78,9 @@ def strained_copies(frames: list[Atoms]) -> list[Atoms]:
     return max((members for _, members in groups), key=len)
 
 
-def work_and_energy(first: Atoms, second: Atoms) -> tuple[float, float, float] | None:
+def work_and_energy(
+    first: Atoms, second: Atoms, largest: float = LARGEST_STRAIN
+) -> tuple[float, float, float] | None:
     """Give tr ε, the work of the mean stress and ΔE of a pair (eV per atom); None if far apart.
 
     The strain is the logarithm of the stretch P in C₂ = C₁·P·R (rows are lattice vectors); the
@@ -85,7 +88,7 @@ def work_and_energy(first: Atoms, second: Atoms) -> tuple[float, float, float] |
     """
     deformation = np.linalg.solve(first.cell.array, second.cell.array)
     left, stretch, right = np.linalg.svd(deformation)
-    if not 1e-4 < np.abs(stretch - 1).max() < LARGEST_STRAIN:
+    if not 1e-4 < np.abs(stretch - 1).max() < largest:
         return None
     strain = left @ np.diag(np.log(stretch)) @ left.T
     rotation = left @ right
@@ -105,6 +108,16 @@ def pulay_constant(frames: list[Atoms]) -> tuple[float, int]:
     pairs = [pair for pair in found if pair is not None and abs(pair[0]) > SMALLEST_TRACE]
     trace, work, energy = np.array(pairs).T
     return float(np.median((work - energy) / trace)), len(pairs)
+
+
+def largest_jump(frames: list[Atoms], c: float) -> float:
+    """Give the largest |work − ΔE − c·tr ε| of close strained crystals, eV per atom.
+
+    No smooth potential follows labels that jump, as they do where a calculation changes its grid.
+    """
+    crystals = strained_copies([atoms for atoms in frames if kind(atoms) == "strained"])
+    found = [work_and_energy(*pair, CLOSE) for pair in combinations(crystals, 2)]
+    return max(abs(pair[1] - pair[2] - c * pair[0]) for pair in found if pair is not None)
 
 
 def corrected(atoms: Atoms, c: float) -> Atoms:
@@ -160,8 +173,8 @@ def main() -> None:
     parser.add_argument("--molybdenum", type=Path, help="the set of Mo-Nb-Ta-W")
     arguments = parser.parse_args()
     kinds: dict[tuple[str, str], list[Atoms]] = {}
-    print("| element | pairs | c (eV) | GPa | taken out |")
-    print("|---|--:|--:|--:|---|")
+    print("| element | pairs | c (eV) | GPa | taken out | largest jump (meV/atom) |")
+    print("|---|--:|--:|--:|---|--:|")
     for element in ELEMENTS:
         source, target = (f / f"mlearn_{element}" for f in (arguments.folder, arguments.out))
         target.mkdir(parents=True, exist_ok=True)
@@ -170,7 +183,11 @@ def main() -> None:
         volumes = Counter(round(a.get_volume() / len(a), 1) for a in parts["train"])
         pressure = c / volumes.most_common(1)[0][0] * 160.21766208
         used = abs(c) > NEGLIGIBLE_EV
-        print(f"| {element} | {pairs} | {c:.4f} | {pressure:.2f} | {'yes' if used else 'no'} |")
+        jump = largest_jump(parts["train"], c if used else 0.0)
+        print(
+            f"| {element} | {pairs} | {c:.4f} | {pressure:.2f} | {'yes' if used else 'no'} "
+            f"| {jump * 1000:.2f} |"
+        )
         for part, frames in parts.items():
             changed = [corrected(atoms, c if used else 0.0) for atoms in frames]
             ase.io.write(target / f"{part}.extxyz.xz", changed, format="extxyz")

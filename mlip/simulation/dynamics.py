@@ -120,13 +120,14 @@ def prepare(structure: Atoms, settings: MDSettings, rng: np.random.Generator) ->
     if free and settings.ensemble in ("nvt-langevin", "nvt-bussi"):
         atoms.set_constraint(FixCom())
     if settings.temperature_K and not atoms.get_momenta().any():
-        _draw_velocities(atoms, settings.temperature_K, rng)
+        draw_velocities(atoms, settings.temperature_K, rng)
         if free:
             Stationary(atoms)
     return atoms
 
 
-def _draw_velocities(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> None:
+def draw_velocities(atoms: Atoms, temperature_K: float, rng: np.random.Generator) -> None:
+    """Give atoms the momenta of a temperature, at random (Maxwell and Boltzmann)."""
     from ase.md import velocitydistribution as ase_velocities
 
     name = "thermalize_momenta"  # ASE before 3.29 calls it MaxwellBoltzmannDistribution

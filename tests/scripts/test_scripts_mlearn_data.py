@@ -41,6 +41,17 @@ def test_finds_the_pressure_that_was_added(script, c, turn):
     assert found == pytest.approx(c, abs=0.002)
 
 
+@pytest.mark.parametrize("jump", [0.0, 0.002])
+def test_finds_a_jump_of_the_energies(script, jump):
+    frames = strained_copper(0.177)
+    for i, atoms in enumerate(frames):
+        atoms.info["config_type"] = "Elastic"
+        if i >= 8:
+            atoms.calc.results["energy"] += jump * len(atoms)
+    found = script.largest_jump(frames, 0.177)
+    assert found == pytest.approx(jump, abs=1e-4)
+
+
 def test_takes_it_out_of_the_labels(script):
     for atoms, truth in zip(strained_copper(0.177), strained_copper(0.0), strict=True):
         clean = script.corrected(atoms, 0.177)
