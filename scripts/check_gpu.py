@@ -5,7 +5,8 @@
 
 Steps run in the order of what they tell, each as a process of its own whose output is a file of
 the folder, and the table at the end is its file summary.md. What does not end within the minutes
-is stopped; --only goes on with the rest. The exit code is 1 if a step failed or was stopped.
+is stopped; --only goes on with the rest, and leaves the rows of other steps in the summary. The
+exit code is 1 if a step failed or was stopped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,8 @@ STEPS: dict[str, list[str]] = {
     "memcheck": [*SANITIZER, "memcheck", *SANITIZED],
     "racecheck": [*SANITIZER, "racecheck", *SANITIZED],
 }
+
+HEAD = ("| step | result | s |", "|---|---|--:|")
 
 
 def run(name: str, command: Sequence[str], folder: Path, seconds: float) -> tuple[str, float]:
@@ -67,17 +70,31 @@ def run(name: str, command: Sequence[str], folder: Path, seconds: float) -> tupl
     return ended, time.monotonic() - start
 
 
-def check(steps: dict[str, list[str]], folder: Path, minutes: float) -> bool:
-    """Run steps and write the summary after each; tell whether all passed."""
+def other_rows(summary: Path, steps: Iterable[str]) -> list[str]:
+    """Give the rows of a summary that belong to other steps; none without the file."""
+    if not summary.exists():
+        return []
+    rows = summary.read_text(encoding="utf-8").splitlines()[len(HEAD) :]
+    return [row for row in rows if row.split("|")[1].strip() not in steps]
+
+
+def check(
+    steps: dict[str, list[str]], folder: Path, minutes: float, *, go_on: bool = False
+) -> bool:
+    """Run steps and write the summary after each; tell whether all passed.
+
+    With ``go_on`` the rows of other steps stay in the summary of the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * minutes
-    lines = ["| step | result | s |", "|---|---|--:|"]
+    summary = folder / "summary.md"
+    lines = [*HEAD, *(other_rows(summary, steps) if go_on else ())]
     passed = True
     print("\n".join(lines), flush=True)
     for name, command in steps.items():
         ended, seconds = run(name, command, folder, end - time.monotonic())
         lines.append(f"| {name} | {ended} | {seconds:.0f} |")
-        (folder / "summary.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        summary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(lines[-1], flush=True)
         passed = passed and ended == "passed"
     return passed
@@ -90,13 +107,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("gpu-output"))
     parser.add_argument("--minutes", type=float, default=20.0, help="for all steps together")
-    parser.add_argument("--only", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--only", nargs="+", choices=STEPS)
     args = parser.parse_args()
     import torch
 
     if not torch.cuda.is_available():
         parser.exit(1, "check_gpu.py: PyTorch finds no CUDA device, so there is nothing to check\n")
-    sys.exit(not check({name: STEPS[name] for name in args.only}, args.out, args.minutes))
+    steps = {name: STEPS[name] for name in args.only or STEPS}
+    sys.exit(not check(steps, args.out, args.minutes, go_on=bool(args.only)))
 
 
 if __name__ == "__main__":

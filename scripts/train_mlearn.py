@@ -55,9 +55,10 @@ from mlip.training.run import train
 # C11 − C12 is small.
 APPEARANCES = {"bulk": 1.0, "strained": 3.0, "surfaces": 3.0}
 OF_ELEMENT = {
-    "Ni_bulk": 2.5, "Ni_strained": 5.0, "Cu_bulk": 1.5, "Li_bulk": 1.5, "Li_strained": 30.0,
+    "Ni_bulk": 2.5, "Ni_strained": 5.0, "Cu_bulk": 1.5, "Cu_strained": 8.0, "Li_bulk": 1.5,
+    "Li_strained": 30.0, "Mo_surfaces": 6.0,
 }  # fmt: skip
-OPTIONAL = {"Mo_densities": 1.0}
+OPTIONAL = {"Mo_densities": 1.0, "Mo_bulk_taught": 0.5, "Mo_densities_taught": 0.5}
 SETTINGS: dict[str, Any] = {
     "model": {
         "name": "facet",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -31,6 +34,32 @@ def shared() -> Path:
 def repository() -> Path:
     """Root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """Give what imports a script by its name, such as "download/oc20", anew each time.
+
+    As Python does for a script, its folder is searched for what it imports.
+    """
+
+    def load(name: str) -> ModuleType:
+        path = REPOSITORY / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        before = set(sys.modules)
+        sys.path.insert(0, str(path.parent))
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(path.parent))
+            for sibling in {other.stem for other in path.parent.glob("*.py")} - before:
+                sys.modules.pop(sibling, None)
+        return module
+
+    return load
 
 
 class _Refusals(logging.Handler):

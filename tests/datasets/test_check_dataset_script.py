@@ -7,7 +7,6 @@ purpose and must be found out.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -15,6 +14,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ase.io
@@ -162,18 +162,15 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run_script(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    load_script: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str]]:
     """Run the script in this process; gives its exit code and what it printed."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        path = repository / "scripts" / "check_dataset.py"
-        spec = importlib.util.spec_from_file_location("check_dataset_script", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        module = load_script("check_dataset")
+        monkeypatch.setattr(sys, "argv", ["check_dataset.py", *map(str, arguments)])
         return module.main(), capsys.readouterr().out
 
     return run

@@ -44,6 +44,17 @@ def test_a_failure_does_not_end_the_rest(script, tmp_path, capsys):
     assert script.check({"good": python(GOOD)}, tmp_path / "again", 1)
 
 
+def test_other_rows_stay_when_it_goes_on(script, tmp_path):
+    script.check({"first": python(GOOD), "second": python(BAD)}, tmp_path, 1)
+    assert script.check({"second": python(GOOD)}, tmp_path, 1, go_on=True)
+    summary = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert "| first | passed |" in summary
+    assert "| second | passed |" in summary
+    assert "failed" not in summary
+    assert script.check({"second": python(GOOD)}, tmp_path, 1)
+    assert "first" not in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
 def test_a_step_without_time_is_stopped_with_its_children(script, tmp_path):
     start = time.monotonic()
     assert not script.check({"long": python(CHILD), "late": python(GOOD)}, tmp_path, 2 / 60)

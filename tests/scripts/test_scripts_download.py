@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,19 +30,9 @@ def call(name: str, *arguments: str, **options: Any) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def fetch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("fetch", monkeypatch)
+def fetch(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("download/fetch")
 
 
 def sets_of(recipe: str) -> list[str]:
@@ -74,10 +64,10 @@ def test_a_dry_run_of_everything_prints_commands_that_exist(recipe: str, tmp_pat
             command.make_context(words[1], words[2:], parent=context).close()
 
 
-def test_checksums_are_md5_sums(monkeypatch: pytest.MonkeyPatch) -> None:
-    oc20 = load("oc20", monkeypatch)
+def test_checksums_are_md5_sums(load_script: Callable[[str], ModuleType]) -> None:
+    oc20 = load_script("download/oc20")
     sums = [md5 for _, _, md5 in oc20.S2EF.values()] + [oc20.IS2RE.md5]
-    sums.append(load("mptrj", monkeypatch).ARCHIVE.md5)
+    sums.append(load_script("download/mptrj").ARCHIVE.md5)
     assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in sums)
     assert len(set(sums)) == len(sums)
 

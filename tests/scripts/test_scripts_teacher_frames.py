@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -20,12 +17,9 @@ from mlip.potential import Potential
 SETTINGS = {"elements": [29], "cutoff": 4.0, "hidden": [[4, 3]], "message": [4, 4]}
 
 
-@pytest.fixture
-def script(monkeypatch, load_script):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
-    monkeypatch.delitem(sys.modules, "mlearn_data", raising=False)
-    yield load_script("teacher_frames")
-    sys.modules.pop("mlearn_data", None)
+@pytest.fixture(scope="module")
+def script(load_script):
+    return load_script("teacher_frames")
 
 
 def copper(energy: float, seed: int = 0):

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-
-@pytest.fixture
-def script(monkeypatch, load_script):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.delitem(sys.modules, "mlearn_data", raising=False)
-    yield load_script("train_mlearn")
-    sys.modules.pop("mlearn_data", None)
+@pytest.fixture(scope="module")
+def script(load_script):
+    return load_script("train_mlearn")
 
 
 @pytest.mark.parametrize("densities", [False, True])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -269,13 +269,12 @@ def test_large_structures_are_left_out_of_training(data: Path, tmp_path: Path) -
 
 
 def test_script_trains_both_stages_and_from_scratch(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    load_script: Callable[[str], ModuleType],
 ) -> None:
-    path = repository / "scripts" / "train_equiformer_v3.py"
-    monkeypatch.syspath_prepend(path.parent)  # as Python does for a script
-    spec = importlib.util.spec_from_file_location("train_equiformer_v3", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("train_equiformer_v3")
     folder = data.parent
     for out, first in (("two", "1"), ("scratch", "0")):
         changes = [part for change in TINY if out == "scratch" for part in ("--set", change)]
