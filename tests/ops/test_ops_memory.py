@@ -1,12 +1,17 @@
-"""Results of kernels lie in fresh memory: large ones in huge pages, all at a cache line."""
+"""Memory of results: large blocks in huge pages, at a cache line, used again when all is gone."""
 
 from __future__ import annotations
 
+import gc
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from mlip.ops.cpu import memory
 from mlip.ops.cpu.memory import LARGE, empty_for
 
 SMAPS = Path("/proc/self/smaps")
@@ -47,3 +52,86 @@ def test_large_results_ask_for_huge_pages():
     huge, plain = empty_for(torch.empty(0), (n,)), torch.empty(n)
     assert "hg" in flags_of(huge.data_ptr() + 2 * n)
     assert "hg" not in flags_of(plain.data_ptr() + 2 * n)
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Blocks that lie free; none at the start."""
+    blocks = deque()
+    monkeypatch.setattr(memory, "_free", blocks)
+    return blocks
+
+
+def filled(n, value=1.0):
+    return empty_for(torch.empty(0), (n,)).fill_(value)
+
+
+@pytest.mark.parametrize("size", [1.0, 1.05, 0.9])
+def test_a_block_is_used_again_for_results_of_about_its_size(free, size):
+    address = filled(LARGE).data_ptr()
+    assert len(free) == 1
+    again = filled(int(size * LARGE))
+    assert again.data_ptr() == address
+    assert not free
+
+
+@pytest.mark.parametrize("size", [1.2, 0.5])
+def test_other_sizes_get_other_blocks(free, size):
+    first = filled(LARGE)
+    address = first.data_ptr()
+    del first
+    assert filled(int(size * LARGE)).data_ptr() != address
+    assert len(free) == 2
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: x,
+        lambda x: x[5:7],
+        lambda x: x.view(2, -1).T,
+        lambda x: x.detach(),
+        lambda x: x.numpy(),
+        lambda x: x.numpy()[3:],
+        lambda x: np.from_dlpack(x),
+        lambda x: x.requires_grad_(True).square(),
+        lambda x: x.untyped_storage(),
+    ],
+)
+def test_what_is_still_seen_is_not_given_away(free, use):
+    seen = use(filled(LARGE, 3.0))
+    gc.collect()
+    other = filled(LARGE, 5.0)
+    assert not free
+    if isinstance(seen, torch.Tensor | np.ndarray) and not getattr(seen, "requires_grad", False):
+        assert (seen == 3.0).all()
+    elif isinstance(seen, torch.Tensor):
+        (gradient,) = torch.autograd.grad(seen.sum(), seen.grad_fn.next_functions[0][0].variable)
+        assert (gradient == 6.0).all()
+    del seen, other
+    gc.collect()
+    assert len(free) == 2
+
+
+def test_blocks_that_lie_free_are_bounded(free, monkeypatch):
+    monkeypatch.setattr(memory, "KEPT", 5 * 4 * LARGE)
+    results = [filled(n * LARGE) for n in (1, 2, 3)]
+    sizes = []
+    while results:
+        results.pop(0)
+        sizes.append([round(block.nbytes / (4 * LARGE)) for block in free])
+    assert sizes == [[1], [1, 2], [3]]  # the oldest went
+    filled(6 * LARGE)
+    assert not free
+
+
+def test_threads_do_not_get_the_same_block(free):
+    def work(i):
+        for _ in range(50):
+            x = filled(LARGE // 4, i)
+            assert (x == i).all()
+            del x
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert 1 <= len(free) <= 4
