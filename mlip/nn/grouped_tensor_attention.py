@@ -60,10 +60,15 @@ class _GroupedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         ends, x, *inputs = ctx.saved_tensors
         of_x = torch.zeros_like(x)
-        slopes = [torch.zeros_like(tensor) for tensor in inputs]
+        slopes = [torch.empty_like(tensor) for tensor in inputs]
         for group in ctx.groups:
-            own = _parts(slopes, group)
-            _pull_back(ctx.layer, group, ends, x, _parts(inputs, group), gradient, of_x, own)
+            *own, of_first, of_second = _pull_back(
+                ctx.layer, group, ends, x, _parts(inputs, group), gradient, of_x
+            )
+            shared = len(inputs) == 3  # one operator for both products
+            own += [of_first.add_(of_second)] if shared else [of_first, of_second]
+            for slope, part in zip(slopes, own, strict=True):
+                slope[group.edges] = part
         return None, None, of_x, *slopes
 
 
@@ -81,9 +86,8 @@ def _pull_back(
     inputs: tuple[Tensor, ...],
     gradient: Tensor,
     of_x: Tensor,
-    slopes: tuple[Tensor, ...],
-) -> None:
-    """Add the gradients of one group to ``of_x`` and to the slices ``slopes``."""
+) -> tuple[Tensor, ...]:
+    """Give the gradients of the inputs of one group; add those of features to ``of_x``."""
     radial, envelope, first, second = inputs
     weights = radial * envelope[:, None]
     ends = all_ends[:, group.edges]
@@ -99,9 +103,7 @@ def _pull_back(
     add_to_ends(of_x, of_message, first.mT, weights, ends)
     of_weights = of_weights + more
     of_envelope = of_envelope + (of_weights * radial).sum(1)
-    found = (of_weights * envelope[:, None], of_envelope, of_first, of_second)
-    for slope, part in zip(slopes, found, strict=True):
-        slope += part
+    return of_weights * envelope[:, None], of_envelope, of_first, of_second
 
 
 def _leaf(tensor: Tensor) -> Tensor:
