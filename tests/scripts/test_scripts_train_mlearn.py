@@ -23,3 +23,11 @@ def test_every_file_has_a_weight_and_one_is_optional(script, tmp_path, densities
     assert set(weights) == names | ({"Mo_densities"} if densities else set())
     assert weights["Si_strained"] == script.APPEARANCES["strained"]
     assert weights["Li_strained"] == script.OF_ELEMENT["Li_strained"]
+
+
+def test_one_element_alone(script, tmp_path):
+    (tmp_path / "Mo_bulk_taught.extxyz.xz").touch()
+    found = script.data(tmp_path, ["Mo"])
+    names = [Path(each["paths"]).name.removesuffix(".extxyz.xz") for each in found["train"]]
+    assert sorted(names) == ["Mo_bulk", "Mo_bulk_taught", "Mo_strained", "Mo_surfaces"]
+    assert [Path(path).parent.name for path in found["test"]] == ["mlearn_Mo"]
