@@ -10,7 +10,7 @@ to it (distillation of an ensemble, Hinton et al., arXiv 1503.02531).
 Every frame of FRAMES starts molecular dynamics without thermostat, by the first teacher, at the
 temperature of equipartition: its potential energy above the lowest of its file, for each atom, is
 3/2 kT. Where the teachers differ by more than --disagreement none of them knows: such frames are
-left out.
+left out, and those on which one fails.
 """
 
 from __future__ import annotations
@@ -73,18 +73,14 @@ def label(frames: Sequence[Atoms], teachers: Sequence[Potential]) -> np.ndarray:
 
     Returns:
         [len(frames)] how far teachers are from their mean: root mean square over atoms and teachers
-        of the length of the difference of forces, eV/Å.
-
-    Raises:
-        RuntimeError: a teacher fails on a frame.
+        of the length of the difference of forces, eV/Å; infinite, without labels, where one fails.
     """
     answers = [predict_batch(frames, teacher) for teacher in teachers]
-    spreads = np.zeros(len(frames))
+    spreads = np.full(len(frames), np.inf)
     for i, atoms in enumerate(frames):
         found = [of_teacher[i] for of_teacher in answers]
-        failed = next((answer.error for answer in found if answer.error), None)
-        if failed:
-            raise RuntimeError(f"frame {i}: {failed}")
+        if any(answer.error for answer in found):
+            continue
         forces = np.array([answer.forces for answer in found])
         spreads[i] = np.sqrt(forces.var(axis=0).sum(axis=-1).mean())
         stress = np.mean([answer.stress for answer in found], axis=0)

@@ -79,6 +79,14 @@ def test_labels_are_means_of_calculators(script):
         assert spread == pytest.approx(np.sqrt((away**2).mean()), rel=1e-9)
 
 
+def test_a_frame_on_which_a_teacher_fails_has_no_label(script):
+    frames = [copper(0.0), bulk("Ni", cubic=True), copper(0.0, 1)]
+    frames[1].calc = None
+    spreads = script.label(frames, [teacher(1), teacher(2)])
+    assert np.isfinite(spreads).tolist() == [True, False, True]
+    assert frames[1].calc is None
+
+
 def test_files_can_be_read_back(script, tmp_path):
     frames = [copper(-3.0), copper(-2.0, seed=1)]
     script.write_frames(tmp_path / "new.extxyz.xz", frames)
