@@ -41,10 +41,10 @@ from mlip.training.run import train
 # C11 − C12 is small.
 APPEARANCES = {"bulk": 1.0, "strained": 3.0, "surfaces": 3.0}
 OF_ELEMENT = {
-    "Ni_bulk": 2.5, "Ni_strained": 5.0, "Cu_bulk": 1.5, "Cu_strained": 8.0, "Li_bulk": 1.5,
-    "Li_strained": 30.0, "Mo_surfaces": 6.0,
+    "Ni_bulk": 2.5, "Ni_strained": 5.0, "Cu_bulk": 2.0, "Cu_strained": 8.0, "Cu_surfaces": 6.0,
+    "Li_bulk": 2.0, "Li_strained": 40.0, "Li_surfaces": 6.0, "Mo_surfaces": 6.0,
 }  # fmt: skip
-OPTIONAL = {"Mo_densities": 1.0, "Mo_bulk_taught": 0.5, "Mo_densities_taught": 0.5}
+OPTIONAL = {"Mo_densities": 0.5, "Mo_bulk_taught": 0.5, "Mo_densities_taught": 0.2}
 SETTINGS: dict[str, Any] = {
     "model": {
         "name": "facet",
