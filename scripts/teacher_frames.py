@@ -16,7 +16,6 @@ left out, and those on which one fails.
 from __future__ import annotations
 
 import argparse
-import io
 import lzma
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.verlet import VelocityVerlet
-from ase.stress import full_3x3_to_voigt_6_stress
 from mlearn_data import read_frames
 from rich.progress import track
 
@@ -38,6 +36,7 @@ from mlip.simulation.dynamics import draw_velocities
 from mlip.simulation.predict import predict_batch
 
 COLDEST, HOTTEST = 100.0, 6000.0  # K
+LABELS = ("energy", "forces", "stress")
 
 
 def temperatures(frames: Sequence[Atoms]) -> np.ndarray:
@@ -83,22 +82,17 @@ def label(frames: Sequence[Atoms], teachers: Sequence[Potential]) -> np.ndarray:
             continue
         forces = np.array([answer.forces for answer in found])
         spreads[i] = np.sqrt(forces.var(axis=0).sum(axis=-1).mean())
-        stress = np.mean([answer.stress for answer in found], axis=0)
-        atoms.calc = SinglePointCalculator(
-            atoms,
-            energy=float(np.mean([answer.energy for answer in found])),
-            forces=forces.mean(axis=0),
-            stress=full_3x3_to_voigt_6_stress(stress),
-        )
+        results = [answer.results() for answer in found]
+        labels = [name for name in LABELS if all(name in each for each in results)]
+        means = {name: np.mean([each[name] for each in results], axis=0) for name in labels}
+        atoms.calc = SinglePointCalculator(atoms, **means)
     return spreads
 
 
 def write_frames(path: Path, frames: Sequence[Atoms]) -> None:
     """Write extended XYZ, compressed."""
-    text = io.StringIO()
-    ase.io.write(text, frames, format="extxyz")
-    with atomic_write(path) as file:
-        file.write(lzma.compress(text.getvalue().encode()))
+    with atomic_write(path) as file, lzma.open(file, "wt", encoding="utf-8") as text:
+        ase.io.write(text, frames, format="extxyz")
 
 
 def main() -> None:

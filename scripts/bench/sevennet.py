@@ -166,9 +166,10 @@ def main() -> None:
         return
     environment = dict(os.environ)
     if args.keep_memory:
-        from mlip.memory import LARGEST, NEVER, SETTINGS
+        from mlip.memory import LARGEST, NEVER
 
-        environment |= dict(zip(SETTINGS, (str(NEVER), str(LARGEST)), strict=False))
+        environment["MALLOC_TRIM_THRESHOLD_"] = str(NEVER)
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(LARGEST)
     print("| task | sevenn (ms) | mlip (ms) | times faster | memory, sevenn (MiB) | mlip | ratio |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for task in args.tasks:

@@ -42,7 +42,7 @@ def test_temperatures_are_those_of_equipartition(script):
     np.testing.assert_allclose(script.temperatures(frames), [100, 500, 6000])
 
 
-def test_snapshots_lie_on_one_way_and_keep_the_energy(script):
+def test_snapshots_lie_on_one_way_and_leave_the_start_alone(script):
     start, rng = copper(0.0), np.random.default_rng(3)
     start.calc, calculator = EMT(), EMT()
     frames = script.snapshots(
