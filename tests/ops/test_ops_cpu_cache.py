@@ -47,3 +47,23 @@ def test_a_folder_that_cannot_be_made_costs_only_time(monkeypatch, tmp_path):
     monkeypatch.setenv("MLIP_CACHE", str(tmp_path / "file"))
     assert cache.load("probe", TEXT).twice(5) == 10
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+PIECES = """
+from mlip.ops.cpu.jit import compiled, piece
+@piece
+def half(x):
+    return x / 2
+@compiled
+def quarter(x):
+    return half(half(x))
+"""
+
+
+def test_pieces_are_compiled_with_what_calls_them_alone():
+    """Each would cost half a second by itself, and its code is never called."""
+    module = cache.load("probe", PIECES)
+    assert module.quarter(8.0) == 2.0
+    assert not module.half.signatures
+    (machine_code,) = cache.cache_folder().glob("__pycache__/*.nbc")
+    assert "quarter" in machine_code.name

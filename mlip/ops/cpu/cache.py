@@ -42,10 +42,11 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 @cache
 def _writer_version() -> str:
-    """What changes the machine code of the same text: Numba, and the writer of vector code."""
+    """What changes the machine code of the same text: Numba, and what generated modules import."""
     import numba
 
-    writers = [Path(__file__).with_name(name) for name in ("simd.py", "simd_exp.py", "shuffles.py")]
+    names = ("jit.py", "simd.py", "simd_exp.py", "shuffles.py")
+    writers = [Path(__file__).with_name(name) for name in names]
     return numba.__version__ + "".join(path.read_text(encoding="utf-8") for path in writers)
 
 

@@ -23,7 +23,6 @@ def drivers(tables: str = "", given: str = "", scratch: str = "", rows: str = ""
 
 PIECES = '''
 
-OPTIONS = dict(nogil=True, error_model="numpy", boundscheck=False, cache=True)
 BYTES = np.dtype(FLOAT).itemsize
 TILE_BYTES = 12288  # weights of a tile, and as many slopes: a part of the first cache
 SUM_EDGES = 512  # edges in one sum of the gradient of a kernel: sums of sums lose fewer digits
@@ -116,7 +115,7 @@ def sum_lanes(k, Z, OUT, out, count):
         k.store_sum(OUT, out + i, k.load(Z, i * T))
 
 
-@njit(**OPTIONS)
+@piece
 def blocks_at_a_time(n_blocks, n_paths):
     """How many blocks of a tile keep their weights in the cache, in equal parts."""
     most = max(1, TILE_BYTES // (n_paths * T * T * BYTES))
@@ -124,14 +123,14 @@ def blocks_at_a_time(n_blocks, n_paths):
     return -(-n_blocks // parts)
 
 
-@njit(**OPTIONS)
+@piece
 def transpose(S, n_harmonics, e, n, H):
     for t in range(n):
         for j in range(n_harmonics):
             H[j * T + t] = S[(e + t) * n_harmonics + j]
 
 
-@njit(**OPTIONS)
+@piece
 def move_rows(A, a, G, n_rows, channels, row_start, row_step, node, back):
     """Copy the rows of an atom from G to A[a:], block after block, or back."""
     row = 0
@@ -148,7 +147,7 @@ def move_rows(A, a, G, n_rows, channels, row_start, row_step, node, back):
         row += n_rows[i]
 
 
-@njit(**OPTIONS)
+@piece
 def add_up(PART, SUM):
     """Add a part to a sum and begin the next one."""
     for i in range(len(PART)):
@@ -156,7 +155,7 @@ def add_up(PART, SUM):
         PART[i] = 0
 
 
-@njit(**OPTIONS)
+@piece
 def work_space(size):
     """Zeros that begin at a cache line, with their address."""
     space = np.zeros(size + 64, FLOAT)
@@ -166,7 +165,7 @@ def work_space(size):
 
 PASSES = '''
 
-@njit(**OPTIONS)
+@compiled
 def forward_pass(
     {tables}X, S, W, B, K, rowptr, source, OUT,
     channels, x_first, w_first, n_weights, R, row_start, row_step, n0, n1,
@@ -209,7 +208,7 @@ def forward_pass(
     return space
 
 
-@njit(**OPTIONS)
+@compiled
 def backward_pass(
     {tables}X, S, W, B, K, G, rowptr, source, rows, DX, DS, DW, DB, DK,
     channels, x_first, dx_first, w_first, n_weights, R, row_start, row_step, n0, n1,

@@ -1,12 +1,10 @@
 """Loops over the edges of atoms that know no tensor product. Loaded through ``cache.py``."""
 
 import numpy as np
-from numba import njit
-
-OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "cache": True}
+from mlip.ops.cpu.jit import compiled, piece
 
 
-@njit(**OPTIONS)
+@compiled
 def local_rows(rowptr, source, n0, n1, row_of, rows, targets):  # type: ignore[no-untyped-def]
     """Number the sources of atoms n0 … n1 − 1 in order of appearance.
 
@@ -36,7 +34,7 @@ def local_rows(rowptr, source, n0, n1, row_of, rows, targets):  # type: ignore[n
     return count
 
 
-@njit(**OPTIONS)
+@compiled
 def edges_exist(rowptr, source):  # type: ignore[no-untyped-def]
     """Whether pointers ascend from 0 to E and all sources are among the atoms."""
     n_atoms = len(rowptr) - 1
@@ -50,7 +48,7 @@ def edges_exist(rowptr, source):  # type: ignore[no-untyped-def]
     return wrong == 0
 
 
-@njit(**OPTIONS)
+@compiled
 def opposite_edges(rowptr, source, shift, first, edge, other):  # type: ignore[no-untyped-def]
     """Find the edges i ← j and j ← i, by the image of j and the opposite image of i.
 
@@ -93,7 +91,7 @@ def opposite_edges(rowptr, source, shift, first, edge, other):  # type: ignore[n
     return count if 2 * count == len(source) else -1
 
 
-@njit(**OPTIONS)
+@compiled
 def both_directions(half, sign, edge, other, out):  # type: ignore[no-untyped-def]
     """Write the rows of pairs to one edge of each, and times signs to the other."""
     width = half.shape[1]
@@ -104,7 +102,7 @@ def both_directions(half, sign, edge, other, out):  # type: ignore[no-untyped-de
             out[b, column] = half[p, column] * sign[column]
 
 
-@njit(**OPTIONS)
+@compiled
 def add_chunks(parts, first, row_of, width, out, start, n0, n1):  # type: ignore[no-untyped-def]
     """Add the rows that the chunks hold of atoms n0 … n1 − 1, in the order of the chunks.
 
@@ -127,7 +125,7 @@ def add_chunks(parts, first, row_of, width, out, start, n0, n1):  # type: ignore
                     out[to + i] += parts[of + i]
 
 
-@njit(**OPTIONS)
+@compiled
 def segment_sum(values, rowptr, out, n0, n1):  # type: ignore[no-untyped-def]
     """Sum consecutive rows: out[n] = Σ values[rowptr[n] … rowptr[n + 1] − 1]."""
     width = values.shape[1]
@@ -138,7 +136,7 @@ def segment_sum(values, rowptr, out, n0, n1):  # type: ignore[no-untyped-def]
                 out[n, i] += values[e, i]
 
 
-@njit(**OPTIONS)
+@compiled
 def segment_shares(logits, weights, rowptr, epsilon, out, n0, n1):  # type: ignore[no-untyped-def]
     """s = exp(z − max z) / (Σ w·exp(z − max z) + ε) over consecutive rows, column by column."""
     width = logits.shape[1]
@@ -160,7 +158,7 @@ def segment_shares(logits, weights, rowptr, epsilon, out, n0, n1):  # type: igno
                 out[e, i] /= total[i] + epsilon
 
 
-@njit(**OPTIONS)
+@compiled
 def table_values(table, rows, interval, t, out, e0, e1):  # type: ignore[no-untyped-def]
     """Evaluate cubic polynomials: out[e] = Σ_k table[rows[e], interval[e], k]·t[e]^k."""
     for e in range(e0, e1):
@@ -170,7 +168,7 @@ def table_values(table, rows, interval, t, out, e0, e1):  # type: ignore[no-unty
             out[e, c] = a[0, c] + x * (a[1, c] + x * (a[2, c] + x * a[3, c]))
 
 
-@njit(**OPTIONS)
+@compiled
 def table_slopes(table, rows, interval, t, gradient, out, e0, e1):  # type: ignore[no-untyped-def]
     """Sum the derivatives of ``table_values`` with respect to t, times gradients."""
     width = gradient.shape[1]
@@ -189,7 +187,7 @@ def table_slopes(table, rows, interval, t, gradient, out, e0, e1):  # type: igno
         out[e] = sums.sum()
 
 
-@njit(**OPTIONS)
+@piece
 def edge_vector(positions, cell, s, t, x, y, z):  # type: ignore[no-untyped-def]
     """Components of r_s + (x, y, z) @ cell − r_t."""
     image = x * cell[0, 0] + y * cell[1, 0] + z * cell[2, 0]
@@ -200,7 +198,7 @@ def edge_vector(positions, cell, s, t, x, y, z):  # type: ignore[no-untyped-def]
     return dx, dy, image + (positions[s, 2] - positions[t, 2])
 
 
-@njit(**OPTIONS)
+@compiled
 def edge_vectors(positions, cell, edges, shifts, batch, out, e0, e1):  # type: ignore[no-untyped-def]
     """Write the vectors of edges e0 … e1 − 1; see ``edge_vectors.py``.
 
@@ -227,7 +225,7 @@ def edge_vectors(positions, cell, edges, shifts, batch, out, e0, e1):  # type: i
         out[e, 0], out[e, 1], out[e, 2] = edge_vector(positions, cell[own], s, t, x, y, z)
 
 
-@njit(**OPTIONS)
+@compiled
 def near_edges(  # type: ignore[no-untyped-def]
     positions, cell, origin, room, edges, shifts, cutoff, index, shift, vector
 ):
@@ -263,7 +261,7 @@ def near_edges(  # type: ignore[no-untyped-def]
     return count
 
 
-@njit(**OPTIONS)
+@compiled
 def edge_sums(gradient, vector, edges, batch, forces, virial, e0, e1):  # type: ignore[no-untyped-def]
     """Add the forces and the symmetric virial of edges e0 … e1 − 1; see ``edge_gradient.py``.
 
@@ -318,7 +316,7 @@ def edge_sums(gradient, vector, edges, batch, forces, virial, e0, e1):  # type: 
             own[j, i] += value
 
 
-@njit(**OPTIONS)
+@compiled
 def edge_slopes(  # type: ignore[no-untyped-def]
     force, strain, gradient, vector, edges, batch, of_gradient, of_vector, e0, e1
 ):
@@ -350,7 +348,7 @@ def edge_slopes(  # type: ignore[no-untyped-def]
             of_vector[e, i] = by_vector
 
 
-@njit(**OPTIONS)
+@compiled
 def screened_pairs(vector, edges, numbers, law, energy, slope, e0, e1):  # type: ignore[no-untyped-def]
     """Write the energy of edges e0 … e1 − 1 and E'(r)/r; see ``mlip.ops.cpu.screened_pairs``.
 
@@ -385,7 +383,7 @@ def screened_pairs(vector, edges, numbers, law, energy, slope, e0, e1):  # type:
             slope[e] = coulomb * (by_r * u + total * du - total * u / r) / r
 
 
-@njit(**OPTIONS)
+@compiled
 def along_vectors(vector, edges, gradient, slope, out, e0, e1):  # type: ignore[no-untyped-def]
     """Write gradient[target]·slope·vector of edges e0 … e1 − 1."""
     for e in range(e0, e1):

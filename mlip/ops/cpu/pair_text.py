@@ -68,7 +68,7 @@ def _opposite(text: Text, l1: int, group: list[Coupling], width: int) -> None:
 
 PAIR_PASS = '''
 
-@njit(**OPTIONS)
+@compiled
 def by_atom(G, channels, row_start, row_step, OUT, n0, n1):
     """Gradients of the sums of atoms n0 ... n1 - 1, atom after atom in the order of a tile."""
     size = 0
@@ -78,7 +78,7 @@ def by_atom(G, channels, row_start, row_step, OUT, n0, n1):
         move_rows(OUT, node * size, G, N_ROWS, channels, row_start, row_step, node, False)
 
 
-@njit(**OPTIONS)
+@compiled
 def pair_pass(
     X, S, B, K, G, first, source, rows, row_of, DX, DS, DB,
     channels, x_first, dx_first, w_first, n_weights, R, n0, n1,

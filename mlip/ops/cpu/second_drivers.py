@@ -2,7 +2,7 @@
 
 SECOND_PASS = '''
 
-@njit(**OPTIONS)
+@piece
 def radial_slopes(
     d, df, b, ba, kernel, e, R, n_weights, first, C, P, blocks, n, need_radial, DK, y
 ):
@@ -15,7 +15,7 @@ def radial_slopes(
         kernel_gradient(df, ba, e * R, R, n_weights, C, P, blocks, n, dk, first)
 
 
-@njit(**OPTIONS)
+@compiled
 def second_pass(
     X, XA, S, SA, W, WA, B, BA, K, G, rowptr, source, rows_of, DX, DS, DW, DB, DK, DG,
     channels, x_first, dx_first, w_first, n_weights, R, row_start, row_step, n0, n1,

@@ -30,7 +30,7 @@ def source_text(dtype: str) -> str:
     head = (
         f'"""Written by mlip: tensor products of any degrees; {dtype}, {lanes(dtype)} lanes."""',
         "import numpy as np",
-        "from numba import njit",
+        "from mlip.ops.cpu.jit import compiled, piece",
         "from mlip.ops.cpu.simd import straight_line",
         f"T = {lanes(dtype)}",
         f"FLOAT = np.{dtype}",
@@ -247,7 +247,7 @@ def harmonics_sums(k, plan_index, V, Z, Y):
 '''
 
 HARMONICS_GRADIENT = """
-@njit(**OPTIONS)
+@piece
 def edges(
     plan, values, Q, rows, number, X, x, channels, W, w, edge, path, M, source, own, e, n, blocks,
     A, a, DX, dx, D, d, dedge, dpath, Z,
@@ -265,7 +265,7 @@ def edges(
         a += rows * T
 
 
-@njit(**OPTIONS)
+@piece
 def harmonics_gradient(TABLES, Z, DS, e, n):
     Y = Z[N_ENTRIES * T :]
     harmonics_sums(plan.ctypes.data, values.ctypes.data, Z.ctypes.data, Y.ctypes.data)
