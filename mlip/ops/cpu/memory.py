@@ -53,7 +53,9 @@ def _block(n_bytes: int) -> np.ndarray:
 
 
 def _keep(block: np.ndarray) -> None:
-    """Let a block lie free, and give the oldest ones back where that is too much."""
+    """Let a block lie free, unless it is too large; give the oldest back where that is too much."""
+    if block.nbytes > KEPT:
+        return
     _free.append(block)
     while sum(other.nbytes for other in list(_free)) > KEPT:
         with contextlib.suppress(IndexError):
