@@ -38,22 +38,46 @@ needs_compiler = pytest.mark.skipif(
 
 def build(text: str, headers: dict[str, str], options: Sequence[str] = ()) -> Path:
     """Compile a source with its headers to a shared library, once for each content."""
-    shims = [HERE / name for name in ("cuda_shim.h", "cuda_shim_threads.h")]
-    content = repr([text, headers, options, [s.read_text() for s in shims if s.exists()]])
+    shims = [(HERE / name).read_text() for name in ("cuda_shim.h", "cuda_shim_threads.h")]
+    content = repr([text, headers, options, shims])
     folder = Path(tempfile.gettempdir()) / "mlip-host-cuda"
-    folder.mkdir(exist_ok=True)
-    library = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.so"
+    library = folder / f"{digest(content)}.so"
     if not library.exists():
+        shim = read_shim(folder / f"shim-{digest(repr([options, shims, str(HERE)]))}", options)
         with tempfile.TemporaryDirectory(dir=folder) as work:
             for name, header in headers.items():
                 (Path(work) / name).write_text(header, encoding="utf-8")
             (Path(work) / "text.cpp").write_text(text, encoding="utf-8")
-            command = ["g++", *OPTIONS, *options, "-DHOST_SHIM", f"-I{work}", f"-I{HERE}",
-                       f"{work}/text.cpp", "-o", f"{work}/out.so"]  # fmt: skip
-            found = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert found.returncode == 0, found.stderr[:4000]
+            source = ["-include", str(shim), f"-I{work}", f"-I{HERE}", f"{work}/text.cpp"]
+            compile_host(source, options, Path(work) / "out.so")
             (Path(work) / "out.so").replace(library)
     return library
+
+
+def read_shim(folder: Path, options: Sequence[str]) -> Path:
+    """Header that includes the shim, beside it what g++ makes of it: reading it is half the work."""
+    header = folder / "shim.h"
+    compiled = header.with_name("shim.h.gch")
+    if not compiled.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            (Path(work) / "shim.h").write_text(f'#include "{HERE}/cuda_shim.h"\n')
+            (Path(work) / "shim.h").replace(header)
+            compile_host(["-x", "c++-header", str(header)], options, Path(work) / "out")
+            (Path(work) / "out").replace(compiled)
+    return header
+
+
+def compile_host(source: Sequence[str], options: Sequence[str], out: Path) -> None:
+    """Call g++."""
+    command = ["g++", *OPTIONS, *options, "-DHOST_SHIM", *source, "-o", str(out)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[:4000]
+
+
+def digest(content: str) -> str:
+    """A name for a content."""
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
 def entries(text: str, real: str) -> str:
