@@ -32,6 +32,7 @@ import argparse
 import io
 import lzma
 from collections import Counter
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -41,6 +42,8 @@ import spglib
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import get_distances
+
+from mlip.files import atomic_write
 
 ELEMENTS = ("Li", "Si", "Cu", "Ni", "Ge", "Mo")
 LARGEST_STRAIN = 0.03  # of a pair of frames; the error of the mean stress is of third order in it
@@ -59,6 +62,12 @@ def read_frames(path: Path) -> list[Atoms]:
     """Read all frames at once: ASE goes back and forth, which xz answers by starting anew."""
     with lzma.open(path, "rt") as file:
         return ase.io.read(io.StringIO(file.read()), ":", format="extxyz")
+
+
+def write_frames(path: Path, frames: Sequence[Atoms]) -> None:
+    """Write extended XYZ, compressed; whole or not at all."""
+    with atomic_write(path) as file, lzma.open(file, "wt", encoding="utf-8") as text:
+        ase.io.write(text, frames, format="extxyz")
 
 
 def strained_copies(frames: list[Atoms]) -> list[Atoms]:
@@ -177,7 +186,6 @@ def main() -> None:
     print("|---|--:|--:|--:|---|--:|")
     for element in ELEMENTS:
         source, target = (f / f"mlearn_{element}" for f in (arguments.folder, arguments.out))
-        target.mkdir(parents=True, exist_ok=True)
         parts = {p: read_frames(source / f"{p}.extxyz.xz") for p in ("train", "test")}
         c, pairs = pulay_constant(parts["train"])
         volumes = Counter(round(a.get_volume() / len(a), 1) for a in parts["train"])
@@ -190,7 +198,7 @@ def main() -> None:
         )
         for part, frames in parts.items():
             changed = [corrected(atoms, c if used else 0.0) for atoms in frames]
-            ase.io.write(target / f"{part}.extxyz.xz", changed, format="extxyz")
+            write_frames(target / f"{part}.extxyz.xz", changed)
             for atoms in changed if part == "train" else ():
                 small = primitive(atoms) if kind(atoms) == "strained" else atoms
                 kinds.setdefault((element, kind(atoms)), []).append(small)
@@ -198,7 +206,7 @@ def main() -> None:
         alloys = read_frames(arguments.molybdenum)
         kinds["Mo", "densities"] = [a for a in alloys if a.info["config_type"] == "Mo_AIMD"]
     for names, frames in kinds.items():
-        ase.io.write(arguments.out / f"{'_'.join(names)}.extxyz.xz", frames, format="extxyz")
+        write_frames(arguments.out / f"{'_'.join(names)}.extxyz.xz", frames)
 
 
 if __name__ == "__main__":

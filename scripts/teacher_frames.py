@@ -16,21 +16,18 @@ left out, and those on which one fails.
 from __future__ import annotations
 
 import argparse
-import lzma
 from collections.abc import Sequence
 from pathlib import Path
 
-import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.verlet import VelocityVerlet
-from mlearn_data import read_frames
+from mlearn_data import read_frames, write_frames
 from rich.progress import track
 
 import mlip
-from mlip.files import atomic_write
 from mlip.potential import Potential, load_potential
 from mlip.simulation.dynamics import draw_velocities
 from mlip.simulation.predict import predict_batch
@@ -87,12 +84,6 @@ def label(frames: Sequence[Atoms], teachers: Sequence[Potential]) -> np.ndarray:
         means = {name: np.mean([each[name] for each in results], axis=0) for name in labels}
         atoms.calc = SinglePointCalculator(atoms, **means)
     return spreads
-
-
-def write_frames(path: Path, frames: Sequence[Atoms]) -> None:
-    """Write extended XYZ, compressed."""
-    with atomic_write(path) as file, lzma.open(file, "wt", encoding="utf-8") as text:
-        ase.io.write(text, frames, format="extxyz")
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ def build(text: str, headers: dict[str, str], options: Sequence[str] = ()) -> Pa
 
 
 def read_shim(folder: Path, options: Sequence[str]) -> Path:
-    """Header that includes the shim, beside it what g++ makes of it: reading it is half the work."""
+    """Header that includes the shim, what g++ makes of it beside it: reading is half the work."""
     header = folder / "shim.h"
     compiled = header.with_name("shim.h.gch")
     if not compiled.exists():

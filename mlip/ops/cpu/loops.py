@@ -1,6 +1,7 @@
 """Loops over the edges of atoms that know no tensor product. Loaded through ``cache.py``."""
 
 import numpy as np
+
 from mlip.ops.cpu.jit import compiled, piece
 
 
