@@ -126,19 +126,31 @@ def work(package: str, task: str) -> dict[str, float]:
     torch.set_num_threads(1)
     call = {"sevenn": sevenn_task, "mlip": mlip_task}[package](task)
     before = memory()
-    for _ in range(WARMUP):
+    return {"seconds": timed(call), "MiB": memory() - before}
+
+
+def timed(call: Callable[[], None], warmup: int = WARMUP) -> float:
+    """Median time of calls after some that do not count, s of the processor."""
+    for _ in range(warmup):
         call()
     times = []
     for _ in range(CALLS):
         start = time.process_time()
         call()
         times.append(time.process_time() - start)
-    return {"seconds": statistics.median(times), "MiB": memory() - before}
+    return statistics.median(times)
 
 
 def memory() -> float:
     """Peak resident memory of this process, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def settings_of_memory() -> dict[str, str]:
+    """Give the variables with which the C library keeps freed memory."""
+    from mlip.memory import LARGEST, NEVER
+
+    return {"MALLOC_TRIM_THRESHOLD_": str(NEVER), "MALLOC_MMAP_THRESHOLD_": str(LARGEST)}
 
 
 def run(python: str, package: str, task: str, environment: dict[str, str]) -> dict[str, float]:
@@ -164,12 +176,7 @@ def main() -> None:
     if args.worker:
         print(json.dumps(work(*args.worker)))
         return
-    environment = dict(os.environ)
-    if args.keep_memory:
-        from mlip.memory import LARGEST, NEVER
-
-        environment["MALLOC_TRIM_THRESHOLD_"] = str(NEVER)
-        environment["MALLOC_MMAP_THRESHOLD_"] = str(LARGEST)
+    environment = {**os.environ, **(settings_of_memory() if args.keep_memory else {})}
     print("| task | sevenn (ms) | mlip (ms) | times faster | memory, sevenn (MiB) | mlip | ratio |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     for task in args.tasks:
