@@ -61,7 +61,7 @@ def quarter(x):
 
 
 def test_pieces_are_compiled_with_what_calls_them_alone():
-    """Each would cost half a second by itself, and its code is never called."""
+    """By itself it would take time, and that code would never be called."""
     module = cache.load("probe", PIECES)
     assert module.quarter(8.0) == 2.0
     assert not module.half.signatures
