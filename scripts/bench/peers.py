@@ -10,7 +10,7 @@ random weights, which cost what trained ones do. Sizes differ, and so does what 
     mace-small, mace-medium    MACE-MP-0 (arXiv 2401.00096): 128×0e, or 128×0e + 128×1o; 6 Å
     nequip-s, nequip-m         presets of its foundation potentials, l = 1 and 2; 6 Å; TorchScript
     orb-v3                     conservative, at most 20 neighbours; 6 Å; torch.compile
-    facet-s                    the published size, of time_model.py; 6 Å
+    facet-s                    the published size; 6 Å
     mlearn-facet               the one that ships: six elements, 5 Å
 
 Workers take turns, each repeat a process of its own; times are of the processor, one thread.
@@ -89,11 +89,24 @@ def orb() -> Any:
     return ORBCalculator(model, device="cpu")
 
 
-def ours(name: str) -> Any:
-    """Make one of our calculators."""
-    from time_model import calculator
+def facet_s() -> Any:
+    """Make the calculator of an untrained Facet of the published size."""
+    from time_model import UNTRAINED
 
-    return calculator(name, "float32")
+    from mlip.models import create_model
+    from mlip.potential import Potential
+    from mlip.simulation.calculator import Calculator
+
+    model = create_model("facet", {**UNTRAINED["facet-s"], "elements": ELEMENTS})
+    potential = Potential(model, reference_energies=dict.fromkeys(ELEMENTS, 0.0))
+    return Calculator(potential.eval().requires_grad_(False))
+
+
+def shipped() -> Any:
+    """Make the calculator of the potential that ships."""
+    from mlip.simulation.calculator import Calculator
+
+    return Calculator("mlearn-facet")
 
 
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -102,7 +115,8 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "nequip-s": lambda: nequip("S"),
     "nequip-m": lambda: nequip("M"),
     "orb-v3": orb,
-    **{name: lambda name=name: ours(name) for name in OURS},
+    "facet-s": facet_s,
+    "mlearn-facet": shipped,
 }
 
 
