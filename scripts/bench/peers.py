@@ -144,8 +144,9 @@ def run(python: str, name: str, number: int, environment: dict[str, str]) -> dic
 def peer(text: str) -> tuple[str, str]:
     """Read NAME=PYTHON."""
     name, _, python = text.partition("=")
-    if name not in MAKERS or not python:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(MAKERS)}, =PYTHON")
+    known = [other for other in MAKERS if other not in OURS]
+    if name not in known or not python:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(known)}, =PYTHON")
     return name, python
 
 
