@@ -130,7 +130,7 @@ def work(package: str, task: str) -> dict[str, float]:
 
 
 def timed(call: Callable[[], None], warmup: int = WARMUP) -> float:
-    """Median time of calls after some that do not count, s of the processor."""
+    """Give the median time of calls after some that do not count, s of the processor."""
     for _ in range(warmup):
         call()
     times = []
